@@ -1,0 +1,225 @@
+//! Memory for a step's tensors.
+//!
+//! Every shape of a training step is known and repeats, so blocks are kept by size class and handed out
+//! again; a tensor gives its block back when its last handle is dropped. Freed blocks are kept only as far
+//! as the footprint stays within the largest live set seen, so the process never holds more than its peak.
+
+use crate::error::{Error, Result};
+use memmap2::MmapMut;
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+/// Alignment of every block, in bytes: a cache line and the widest SIMD register.
+pub const ALIGNMENT: usize = 64;
+
+/// Blocks from this size on come straight from the system and go straight back to it.
+const MAP_THRESHOLD: usize = 256 * 1024;
+
+/// A block allocator with counters; cheap to clone, shared by all tensors of a backend.
+#[derive(Clone, Debug, Default)]
+pub struct Arena {
+    inner: Arc<Mutex<Pool>>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    free: BTreeMap<usize, Vec<Memory>>, // class size -> blocks
+    live: usize,
+    cached: usize,
+    peak: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Heap(NonNull<u8>, usize),
+    Map(MmapMut),
+}
+
+// SAFETY: the pointer is uniquely owned by this value, as a `Box<[u8]>` would own it.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new(size: usize) -> Result<Self> {
+        let fail = || Error::OutOfMemory {
+            bytes: size,
+            what: "a tensor".into(),
+            advice: "use a smaller batch, a shorter --max-length or --gradient-checkpointing".into(),
+        };
+        if size >= MAP_THRESHOLD {
+            let map = MmapMut::map_anon(size).map_err(|_| fail())?;
+            #[cfg(target_os = "linux")]
+            if size >= 4 << 20 {
+                let _ = map.advise(memmap2::Advice::HugePage);
+            }
+            return Ok(Memory::Map(map));
+        }
+        let layout = std::alloc::Layout::from_size_align(size, ALIGNMENT).map_err(|_| fail())?;
+        // SAFETY: the layout has a non-zero size (size classes start at ALIGNMENT).
+        let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
+        NonNull::new(pointer).map(|p| Memory::Heap(p, size)).ok_or_else(fail)
+    }
+
+    fn pointer(&mut self) -> NonNull<u8> {
+        match self {
+            Memory::Heap(p, _) => *p,
+            Memory::Map(m) => NonNull::new(m.as_mut_ptr()).expect("a map is never at address zero"),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Memory::Heap(p, size) = self {
+            // SAFETY: the pointer came from `alloc_zeroed` with this very layout.
+            unsafe {
+                std::alloc::dealloc(
+                    p.as_ptr(),
+                    std::alloc::Layout::from_size_align_unchecked(*size, ALIGNMENT),
+                )
+            }
+        }
+    }
+}
+
+/// Rounds a size up to its class: steps of an eighth of a power of two, so at most an eighth is lost.
+fn class_of(bytes: usize) -> usize {
+    let bytes = bytes.max(ALIGNMENT);
+    let step = (bytes.next_power_of_two() / 16).max(ALIGNMENT);
+    bytes.div_ceil(step) * step
+}
+
+impl Arena {
+    /// An empty arena.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A block of at least `bytes` bytes, aligned to [`ALIGNMENT`]; its content is unspecified.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the system gives none.
+    pub fn allocate(&self, bytes: usize) -> Result<Block> {
+        let size = class_of(bytes);
+        let mut pool = self.inner.lock().expect("the arena's lock is never held across a panic");
+        let reused = pool.free.get_mut(&size).and_then(Vec::pop);
+        let mut memory = match reused {
+            Some(memory) => {
+                pool.cached -= size;
+                memory
+            }
+            None => {
+                let keep = pool.peak.saturating_sub(pool.live + size);
+                pool.trim(keep);
+                Memory::new(size)?
+            }
+        };
+        pool.live += size;
+        pool.peak = pool.peak.max(pool.live);
+        let pointer = memory.pointer();
+        Ok(Block { memory: Some(memory), pointer, size, arena: self.clone() })
+    }
+
+    /// Bytes in use by tensors now.
+    pub fn live_bytes(&self) -> usize {
+        self.inner.lock().expect("the arena's lock is never held across a panic").live
+    }
+
+    /// The largest [`Arena::live_bytes`] so far (or since [`Arena::reset_peak`]).
+    pub fn peak_bytes(&self) -> usize {
+        self.inner.lock().expect("the arena's lock is never held across a panic").peak
+    }
+
+    /// Starts a new measurement of the peak and gives unused blocks back to the system.
+    pub fn reset_peak(&self) {
+        let mut pool = self.inner.lock().expect("the arena's lock is never held across a panic");
+        pool.trim(0);
+        pool.peak = pool.live;
+    }
+}
+
+impl Pool {
+    /// Frees cached blocks, largest first, until at most `keep` bytes are cached.
+    fn trim(&mut self, keep: usize) {
+        while self.cached > keep {
+            let Some(mut entry) = self.free.last_entry() else { return };
+            let size = *entry.key();
+            match entry.get_mut().pop() {
+                Some(_) => self.cached -= size,
+                None => {
+                    entry.remove();
+                }
+            }
+        }
+    }
+}
+
+/// A block of an [`Arena`]; it returns there when dropped.
+#[derive(Debug)]
+pub struct Block {
+    memory: Option<Memory>,
+    pointer: NonNull<u8>,
+    size: usize,
+    arena: Arena,
+}
+
+// SAFETY: a block owns its memory; who may write when is decided by the tensors that share it.
+unsafe impl Send for Block {}
+// SAFETY: as above; the block itself is never changed through a shared reference.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// Address of the first byte.
+    pub(crate) fn pointer(&self) -> NonNull<u8> {
+        self.pointer
+    }
+
+    /// Usable size in bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let Ok(mut pool) = self.arena.inner.lock() else { return };
+        pool.live -= self.size;
+        if let Some(memory) = self.memory.take() {
+            pool.free.entry(self.size).or_default().push(memory);
+            pool.cached += self.size;
+            let keep = pool.peak - pool.live;
+            pool.trim(keep);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_lose_at_most_an_eighth_and_blocks_are_reused() {
+        for bytes in [1, 64, 65, 1000, 4097, 1 << 20, (1 << 20) + 1] {
+            let class = class_of(bytes);
+            assert!(class >= bytes && (class - bytes) * 8 <= class.max(1024), "{bytes} -> {class}");
+        }
+        let arena = Arena::new();
+        let first = arena.allocate(1 << 20).unwrap();
+        let address = first.pointer();
+        drop(first);
+        assert_eq!(arena.allocate(1 << 20).unwrap().pointer(), address);
+        assert_eq!(arena.live_bytes(), 0);
+        assert_eq!(arena.peak_bytes(), 1 << 20);
+    }
+
+    #[test]
+    fn what_is_held_never_exceeds_the_peak() {
+        let arena = Arena::new();
+        drop(arena.allocate(8 << 20).unwrap());
+        let small: Vec<_> = (0..7).map(|_| arena.allocate(1 << 20).unwrap()).collect();
+        let pool = arena.inner.lock().unwrap();
+        assert!(pool.live + pool.cached <= pool.peak);
+        drop(pool);
+        drop(small);
+    }
+}

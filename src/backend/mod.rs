@@ -1,0 +1,438 @@
+//! The specification of every computation: trait [`Kernels`].
+//!
+//! A backend owns memory and computes coarse operations on [`Tensor`]s; nothing above it sees an address.
+//! `reference` is the slow oracle, `cpu` the SIMD one. A device backend fits the same trait: its
+//! tensors lie in device storage, its launches may be asynchronous, and only [`Kernels::download`] and
+//! [`Kernels::sum_squares`] wait.
+//!
+//! # Shapes and types
+//! A tensor is seen as a matrix `[rows, cols]`: `cols` is its last dimension, `rows` the product of the
+//! others. *Activations* are f32 or bf16 (all of one operation alike); frozen weights are f32, bf16 or f16;
+//! trainable parameters are seen in the activations' type; gradients of parameters are f32. Inside an
+//! operation everything is f32 but for products of bf16 matrices; a result is rounded once, to nearest even.
+//!
+//! # The numerics law
+//! 1. An element of a matrix product is one f32 accumulator, k ascending, fused multiply-add; never split.
+//!    A row's bits depend on that row alone: not on how many rows there are, the tiles or the threads.
+//! 2. bf16 products are pairs of fused multiply-adds, k ascending, denormal inputs and results taken as zero.
+//! 3. Sums over a row (norms, softmax, losses) use 16 lanes by index mod 16, each ascending, joined by the
+//!    tree i + (i + 8), i + (i + 4), i + (i + 2), i + (i + 1). Sums over rows (gradients of norms, biases,
+//!    embeddings) are one accumulator, rows ascending, starting from what is there.
+//! 4. exp, log, tanh and erf are the crate's own polynomials.
+
+use crate::arena::Arena;
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::rng::PhiloxKey;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// A backend chosen at start-up, shared by everything that computes.
+pub type Backend = Arc<dyn Kernels>;
+
+/// The label of a token whose prediction does not count, as in Hugging Face's data.
+pub const IGNORE_INDEX: i32 = -100;
+
+/// A matrix operand: a stored matrix or its transpose.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// Elements in memory as they are.
+    Dense {
+        /// The stored matrix, `[rows, cols]`, or `[cols, rows]` if transposed.
+        tensor: &'a Tensor,
+        /// Whether the operand is the stored matrix's transpose.
+        transposed: bool,
+    },
+}
+
+impl<'a> Matrix<'a> {
+    /// The stored matrix.
+    pub fn plain(tensor: &'a Tensor) -> Self {
+        Matrix::Dense { tensor, transposed: false }
+    }
+
+    /// The stored matrix's transpose.
+    pub fn transposed(tensor: &'a Tensor) -> Self {
+        Matrix::Dense { tensor, transposed: true }
+    }
+
+    /// Rows and columns of the operand.
+    pub fn shape(&self) -> (usize, usize) {
+        match *self {
+            Matrix::Dense { tensor, transposed: false } => (tensor.rows(), tensor.cols()),
+            Matrix::Dense { tensor, transposed: true } => (tensor.cols(), tensor.rows()),
+        }
+    }
+}
+
+/// One product of a [`Gemm`].
+#[derive(Clone, Copy, Debug)]
+pub struct GemmTerm<'a> {
+    /// `[m, k]`.
+    pub a: Matrix<'a>,
+    /// `[k, n]`.
+    pub b: Matrix<'a>,
+}
+
+/// `out = scale * (init + sum of a b over the terms) + bias`, all terms on the same accumulators in order.
+///
+/// `init` is 0, or `out` itself if `accumulate`. The arithmetic is bf16 (law 2) if every `a` is bf16, else
+/// f32; a `b` of another type is converted first. The low-rank part of a LoRA layer is a second term.
+#[derive(Clone, Copy, Debug)]
+pub struct Gemm<'a> {
+    /// Products, in order.
+    pub terms: &'a [GemmTerm<'a>],
+    /// Factor on the accumulator.
+    pub scale: f32,
+    /// `[n]`, added after scaling; f32, bf16 or f16.
+    pub bias: Option<&'a Tensor>,
+    /// Whether the accumulators start from `out` (f32, or bf16 widened).
+    pub accumulate: bool,
+}
+
+impl<'a> Gemm<'a> {
+    /// The plain sum of products.
+    pub fn new(terms: &'a [GemmTerm<'a>]) -> Self {
+        Gemm { terms, scale: 1.0, bias: None, accumulate: false }
+    }
+}
+
+/// Rows of one sequence in packed tensors. Query `i` (from 0) sees key `j` iff `j <= i + k_len - q_len`:
+/// the keys before the queries are a cache or a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// First row of the queries.
+    pub q_start: usize,
+    /// Number of queries.
+    pub q_len: usize,
+    /// First row of the keys and values.
+    pub k_start: usize,
+    /// Number of keys, at least `q_len`.
+    pub k_len: usize,
+}
+
+/// Geometry of causal attention with grouped heads: query head `h` reads key head `h / (heads / kv_heads)`.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape<'a> {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads, a divisor of `n_heads`.
+    pub n_kv_heads: usize,
+    /// Elements per head, at most 256.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// The packed sequences.
+    pub sequences: &'a [Sequence],
+}
+
+/// Rotary embedding of `[tokens, heads * head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeShape {
+    /// Heads per row.
+    pub n_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Rotated elements at the start of each head (even); the others pass through.
+    pub rotary_dim: usize,
+    /// Pairs are `(2i, 2i + 1)` instead of `(i, i + rotary_dim / 2)`.
+    pub interleaved: bool,
+    /// Rotate backwards: the gradient.
+    pub inverse: bool,
+}
+
+/// Activation functions of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`, also called swish.
+    Silu,
+    /// `x Phi(x)` with the error function.
+    Gelu,
+    /// GELU's tanh approximation (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// Hyper-parameters of one AdamW step, in PyTorch's order of operations: decay first, then the update.
+///
+/// `p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+/// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`, all in f32, with `g` first multiplied by
+/// `grad_scale` (clipping).
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct AdamW {
+    pub learning_rate: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    pub weight_decay: f32,
+    pub grad_scale: f32,
+    /// `1 - beta1^t`, step `t` counted from 1.
+    pub bias_correction1: f32,
+    /// `sqrt(1 - beta2^t)`.
+    pub bias_correction2_sqrt: f32,
+}
+
+/// A backend: memory and about thirty coarse operations.
+///
+/// Outputs are allocated by the caller and overwritten, or added to where `accumulate` says so. Every method
+/// fails with [`Error::Shape`] when operands do not fit, before it writes anything.
+pub trait Kernels: Send + Sync + std::fmt::Debug {
+    /// What computes, for people: `cpu (avx512bf16, 2 threads)`.
+    fn name(&self) -> String;
+
+    /// The memory that tensors come from.
+    fn arena(&self) -> &Arena;
+
+    /// A tensor with unspecified content.
+    fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor>;
+
+    /// Copies host bytes into `out` (native byte order, all of it).
+    fn upload(&self, out: &mut Tensor, bytes: &[u8]) -> Result<()>;
+
+    /// Copies `x` to the host; waits for everything that writes it.
+    fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()>;
+
+    /// Every element becomes `value` (f32, bf16 or f16 tensors).
+    fn fill(&self, out: &mut Tensor, value: f32) -> Result<()>;
+
+    /// `out = x`, converted between f32, bf16 and f16 (or the same type); round to nearest even.
+    fn cast(&self, out: &mut Tensor, x: &Tensor) -> Result<()>;
+
+    /// See [`Gemm`].
+    fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()>;
+
+    /// `out[i] = x[rows[i]]`, converted to `out`'s type; `rows` is i32. Embedding lookup.
+    fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// `out[rows[i]] += x[i]`, `i` ascending; `out` is f32 or of `x`'s type. Embedding's gradient.
+    fn scatter_add_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// `out[:, out_col..][..cols] (+)= x[:, x_col..][..cols]`, same type; splits and joins fused projections.
+    fn copy_columns(
+        &self,
+        out: &mut Tensor,
+        out_col: usize,
+        x: &Tensor,
+        x_col: usize,
+        cols: usize,
+        accumulate: bool,
+    ) -> Result<()>;
+
+    /// `out = a + b`; activations.
+    fn add(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()>;
+
+    /// `out += x`; activations, or f32 gradients.
+    fn add_assign(&self, out: &mut Tensor, x: &Tensor) -> Result<()>;
+
+    /// `out *= factor`.
+    fn scale(&self, out: &mut Tensor, factor: f32) -> Result<()>;
+
+    /// `out[c] += sum over rows of x[:, c]`; `out` f32 `[cols]`. Gradient of a bias.
+    fn add_column_sums(&self, out: &mut Tensor, x: &Tensor) -> Result<()>;
+
+    /// `y = x * rstd * weight`, `rstd = 1 / sqrt(mean(x^2) + eps)` (f32 `[rows]`, written for the backward).
+    /// As in Hugging Face's Llama, the normalized row is rounded to the activations' type before `weight`.
+    fn rms_norm(
+        &self,
+        y: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()>;
+
+    /// Gradients of [`Kernels::rms_norm`]: `dx` overwritten (or added to), `dweight` (f32 `[cols]`) added to.
+    fn rms_norm_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        rstd: &Tensor,
+        weight: &Tensor,
+    ) -> Result<()>;
+
+    /// `y = (x - mean) * rstd * weight + bias`; `stats` is f32 `[rows, 2]`: mean, rstd.
+    fn layer_norm(
+        &self,
+        y: &mut Tensor,
+        stats: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        eps: f32,
+    ) -> Result<()>;
+
+    /// Gradients of [`Kernels::layer_norm`], as [`Kernels::rms_norm_backward`]; `dbias` needs only `dy`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_norm_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dbias: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        stats: &Tensor,
+        weight: &Tensor,
+    ) -> Result<()>;
+
+    /// Rotates `x` in place. `table` is f32 `[max_positions, rotary_dim]`: the cosines of a position's
+    /// `rotary_dim / 2` angles, then the sines. `positions` is i32 `[tokens]`.
+    fn rope(&self, x: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &RopeShape) -> Result<()>;
+
+    /// Causal attention. `q`, `out`: `[tokens, n_heads * head_dim]`; `k`, `v`:
+    /// `[key rows, n_kv_heads * head_dim]`; `lse`: f32 `[tokens, n_heads]`, the rows' log-sum-exp of scores.
+    /// Products are in the activations' type (bf16: scores' softmax is rounded to bf16 before it meets `v`).
+    fn attention(
+        &self,
+        out: &mut Tensor,
+        lse: &mut Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        shape: &AttentionShape<'_>,
+    ) -> Result<()>;
+
+    /// Gradients of [`Kernels::attention`], all overwritten; rows of `dk`, `dv` outside every sequence become 0.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: &mut Tensor,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        shape: &AttentionShape<'_>,
+    ) -> Result<()>;
+
+    /// `y = activation(x)`.
+    fn activation(&self, y: &mut Tensor, x: &Tensor, activation: Activation) -> Result<()>;
+
+    /// `dx = dy * activation'(x)`.
+    fn activation_backward(
+        &self,
+        dx: &mut Tensor,
+        dy: &Tensor,
+        x: &Tensor,
+        activation: Activation,
+    ) -> Result<()>;
+
+    /// `y = activation(gate) * up`.
+    fn gated(&self, y: &mut Tensor, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<()>;
+
+    /// Gradients of [`Kernels::gated`].
+    fn gated_backward(
+        &self,
+        dgate: &mut Tensor,
+        dup: &mut Tensor,
+        dy: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+        activation: Activation,
+    ) -> Result<()>;
+
+    /// `y = x / (1 - p)` where kept, else 0 (or added to `y` if `accumulate`). Element `e` (counted from
+    /// `first_row * cols`) is kept iff the top 24 bits of word `e mod 4` of the key's counter `e / 4`,
+    /// as a fraction, are at least `p`. Its own gradient.
+    fn dropout(
+        &self,
+        y: &mut Tensor,
+        x: &Tensor,
+        p: f32,
+        key: PhiloxKey,
+        first_row: usize,
+        accumulate: bool,
+    ) -> Result<()>;
+
+    /// Softmax cross-entropy of `logits` (f32 `[rows, vocabulary]`): `losses` (f32 `[rows]`) becomes
+    /// `lse - logits[target]`, and `dlogits` (activations), if given, `(softmax - onehot) * grad_scale`.
+    /// `targets` is i32 `[rows]`, every one inside the vocabulary.
+    fn cross_entropy(
+        &self,
+        losses: &mut Tensor,
+        dlogits: Option<&mut Tensor>,
+        logits: &Tensor,
+        targets: &Tensor,
+        grad_scale: f32,
+    ) -> Result<()>;
+
+    /// Sum of the squares of an f32 tensor: 16 lanes within fixed blocks of 4096, blocks added in f64,
+    /// ascending. Not finite if any element is not. Waits.
+    fn sum_squares(&self, x: &Tensor) -> Result<f64>;
+
+    /// One optimizer step on flat f32 tensors of equal length; see [`AdamW`].
+    fn adamw(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamW) -> Result<()>;
+}
+
+impl dyn Kernels {
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let mut out = self.empty(shape, dtype)?;
+        let zeros = vec![0u8; out.bytes()];
+        self.upload(&mut out, &zeros)?;
+        Ok(out)
+    }
+
+    /// A tensor with these elements.
+    ///
+    /// # Errors
+    /// When the number of elements does not fit the shape, or memory can't be had.
+    pub fn from_slice<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor> {
+        let mut out = self.empty(shape, T::DTYPE)?;
+        if out.elements() != data.len() {
+            return Err(Error::shape("upload", format!("{} elements for shape {shape:?}", data.len())));
+        }
+        self.upload(&mut out, bytemuck::cast_slice(data))?;
+        Ok(out)
+    }
+
+    /// The elements of `x`, which must be of type `T`.
+    ///
+    /// # Errors
+    /// When the type differs.
+    pub fn to_vec<T: Element>(&self, x: &Tensor) -> Result<Vec<T>> {
+        if x.dtype() != T::DTYPE {
+            return Err(Error::shape("download", format!("expected {}, found {}", T::DTYPE, x.dtype())));
+        }
+        let mut data = vec![T::zeroed(); x.elements()];
+        self.download(x, bytemuck::cast_slice_mut(&mut data))?;
+        Ok(data)
+    }
+
+    /// The elements of a float tensor as f32.
+    ///
+    /// # Errors
+    /// When the tensor is not of floats, or memory can't be had.
+    pub fn to_f32(&self, x: &Tensor) -> Result<Vec<f32>> {
+        if x.dtype() == DType::F32 {
+            return self.to_vec(x);
+        }
+        let mut wide = self.empty(x.shape(), DType::F32)?;
+        self.cast(&mut wide, x)?;
+        self.to_vec(&wide)
+    }
+
+    /// A copy of `x` in type `dtype`; `x` itself (a shared handle) when it has that type already.
+    ///
+    /// # Errors
+    /// When `x` is not of floats, or memory can't be had.
+    pub fn to_dtype(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        if x.dtype() == dtype {
+            return Ok(x.clone());
+        }
+        let mut out = self.empty(x.shape(), dtype)?;
+        self.cast(&mut out, x)?;
+        Ok(out)
+    }
+}

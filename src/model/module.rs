@@ -1,0 +1,162 @@
+//! The parts that decoders are made of, and their parameters: frozen or trainable.
+
+use crate::backend::Matrix;
+use crate::error::Result;
+use crate::param::{ParamId, ParamStore};
+use crate::tensor::Tensor;
+
+/// A frozen weight matrix in its stored format. There is no gradient of it, by construction.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// f32, bf16 or f16 elements as they are in the file or converted.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// The stored dimensions.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Weight::Dense(tensor) => tensor.shape(),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::Dense(tensor) => tensor.bytes(),
+        }
+    }
+}
+
+/// A parameter of the model.
+#[derive(Clone, Debug)]
+pub enum Parameter {
+    /// Part of the base model.
+    Frozen(Weight),
+    /// A slice of the model's [`ParamStore`].
+    Trainable(ParamId),
+}
+
+impl Parameter {
+    /// The slice of the store, if trainable.
+    pub fn id(&self) -> Option<ParamId> {
+        match *self {
+            Parameter::Trainable(id) => Some(id),
+            Parameter::Frozen(_) => None,
+        }
+    }
+
+    /// The dense tensor that operations read.
+    ///
+    /// # Errors
+    /// Never for dense weights.
+    pub fn tensor(&self, params: &ParamStore) -> Result<Tensor> {
+        match self {
+            Parameter::Frozen(Weight::Dense(tensor)) => Ok(tensor.clone()),
+            Parameter::Trainable(id) => params.value(*id),
+        }
+    }
+
+    /// The stored dimensions.
+    pub fn shape(&self, params: &ParamStore) -> Vec<usize> {
+        match self {
+            Parameter::Frozen(weight) => weight.shape().to_vec(),
+            Parameter::Trainable(id) => params.info(*id).shape.clone(),
+        }
+    }
+}
+
+/// The low-rank part of a linear layer: `y += scale * B (A dropout(x))`.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// `[r, in_features]`.
+    pub a: ParamId,
+    /// `[out_features, r]`.
+    pub b: ParamId,
+    /// `[out_features]`, PEFT's `lora_bias`; added with the low-rank part, times `scale`.
+    pub bias: Option<ParamId>,
+    /// `lora_alpha / r`, or `lora_alpha / sqrt(r)` for rank-stabilized LoRA.
+    pub scale: f32,
+    /// Probability of dropping an element of `x`, in training only.
+    pub dropout: f32,
+    /// Number of the dropout stream: its position among the adapted modules.
+    pub stream: u64,
+}
+
+/// A linear layer, `y = x W^T + bias`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Module path, as Hugging Face names it: `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// `[out_features, in_features]`, or `[in_features, out_features]` if `conv1d`.
+    pub weight: Parameter,
+    /// `[out_features]`.
+    pub bias: Option<Parameter>,
+    /// Stored the other way round, as GPT-2's Conv1D (PEFT's `fan_in_fan_out`).
+    pub conv1d: bool,
+    /// Columns of the input.
+    pub in_features: usize,
+    /// Columns of the output.
+    pub out_features: usize,
+    /// The adapter on it.
+    pub lora: Option<Lora>,
+}
+
+/// `W^T` of a layer as the right operand of `x W^T`, given the stored tensor.
+pub fn forward_operand(tensor: &Tensor, conv1d: bool) -> Matrix<'_> {
+    Matrix::Dense { tensor, transposed: !conv1d }
+}
+
+/// RMSNorm or LayerNorm.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Module path.
+    pub path: String,
+    /// `[cols]`.
+    pub weight: Parameter,
+    /// `[cols]`; LayerNorm only.
+    pub bias: Option<Parameter>,
+    /// Added to the variance.
+    pub eps: f32,
+    /// LayerNorm (mean and variance) instead of RMSNorm.
+    pub layer_norm: bool,
+}
+
+/// A table of row vectors.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// Module path.
+    pub path: String,
+    /// `[entries, hidden_size]`.
+    pub weight: Parameter,
+}
+
+/// What a module is, for choosing the targets of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// `torch.nn.Linear`.
+    Linear,
+    /// transformers' `Conv1D`: a linear layer stored `[in, out]`.
+    Conv1d,
+    /// `torch.nn.Embedding`.
+    Embedding,
+    /// LayerNorm or RMSNorm.
+    Norm,
+}
+
+/// A module as a user of PEFT sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Path within the causal language model, as Hugging Face names it.
+    pub path: String,
+    /// What it is.
+    pub kind: ModuleKind,
+    /// Input columns (entries of an embedding, columns of a norm).
+    pub in_features: usize,
+    /// Output columns.
+    pub out_features: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// Whether it is the output head, which `all-linear` leaves out.
+    pub is_head: bool,
+}

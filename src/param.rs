@@ -1,0 +1,205 @@
+//! The trainable parameters: flat buffers with named slices.
+//!
+//! One f32 buffer of values, one of gradients, and, for bf16 training, a bf16 copy of the values that the
+//! operations read. The optimizer's state is flat too, so a step is one launch, the gradient norm one
+//! reduction, and a file one buffer.
+
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+/// Slices start at multiples of this many elements, so that every view is aligned in f32 and bf16.
+const SLICE_ALIGNMENT: usize = 32;
+
+/// One parameter of a [`ParamStore`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParamId(usize);
+
+/// Name and place of a parameter.
+#[derive(Clone, Debug)]
+pub struct ParamInfo {
+    /// Module path and suffix, as in the model: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub name: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Whether weight decay applies (not to biases and norms).
+    pub decay: bool,
+    /// Elements of the flat buffers.
+    pub range: Range<usize>,
+}
+
+/// Collects the parameters before their buffers are made.
+#[derive(Debug, Default)]
+pub struct ParamLayout {
+    infos: Vec<ParamInfo>,
+    end: usize,
+}
+
+impl ParamLayout {
+    /// Adds a parameter; names are unique within a store.
+    pub fn add(&mut self, name: impl Into<String>, shape: &[usize], decay: bool) -> ParamId {
+        let start = self.end;
+        let elements = shape.iter().product::<usize>();
+        self.end = (start + elements).next_multiple_of(SLICE_ALIGNMENT);
+        self.infos.push(ParamInfo {
+            name: name.into(),
+            shape: shape.to_vec(),
+            decay,
+            range: start..start + elements,
+        });
+        ParamId(self.infos.len() - 1)
+    }
+
+    /// Makes the buffers, all zero. `dtype` is the type that operations see (f32 or bf16).
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn build(self, backend: &Backend, dtype: DType) -> Result<ParamStore> {
+        let values = backend.zeros(&[self.end], DType::F32)?;
+        let compute = match dtype {
+            DType::F32 => None,
+            _ => Some(backend.zeros(&[self.end], dtype)?),
+        };
+        Ok(ParamStore { backend: backend.clone(), infos: self.infos, values, compute, grads: None })
+    }
+}
+
+/// The trainable parameters of a model and their gradients.
+#[derive(Debug)]
+pub struct ParamStore {
+    backend: Backend,
+    infos: Vec<ParamInfo>,
+    values: Tensor,          // f32 [total]
+    compute: Option<Tensor>, // bf16 [total]
+    grads: Option<Tensor>,   // f32 [total]
+}
+
+impl ParamStore {
+    /// A store without parameters.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn empty(backend: &Backend) -> Result<Self> {
+        ParamLayout::default().build(backend, DType::F32)
+    }
+
+    /// All parameters, in order.
+    pub fn infos(&self) -> &[ParamInfo] {
+        &self.infos
+    }
+
+    /// Ids of all parameters, in order.
+    pub fn ids(&self) -> impl Iterator<Item = ParamId> + use<> {
+        (0..self.infos.len()).map(ParamId)
+    }
+
+    /// Name and place of a parameter.
+    pub fn info(&self, id: ParamId) -> &ParamInfo {
+        &self.infos[id.0]
+    }
+
+    /// The parameter with this name.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.infos.iter().position(|info| info.name == name).map(ParamId)
+    }
+
+    /// Number of trainable elements (without alignment gaps).
+    pub fn elements(&self) -> usize {
+        self.infos.iter().map(|info| info.range.len()).sum()
+    }
+
+    /// The flat f32 buffer of values; alignment gaps hold zeros.
+    pub fn values(&self) -> &Tensor {
+        &self.values
+    }
+
+    /// The flat f32 buffer of gradients, if [`ParamStore::zero_grads`] made it.
+    pub fn grads(&self) -> Option<&Tensor> {
+        self.grads.as_ref()
+    }
+
+    /// A parameter as operations see it: a view in the compute type.
+    ///
+    /// # Errors
+    /// Never in practice: ranges lie within the buffers.
+    pub fn value(&self, id: ParamId) -> Result<Tensor> {
+        let info = &self.infos[id.0];
+        self.compute.as_ref().unwrap_or(&self.values).slice(info.range.clone())?.reshape(&info.shape)
+    }
+
+    /// A parameter's f32 master value: a view.
+    ///
+    /// # Errors
+    /// Never in practice: ranges lie within the buffers.
+    pub fn master(&self, id: ParamId) -> Result<Tensor> {
+        let info = &self.infos[id.0];
+        self.values.slice(info.range.clone())?.reshape(&info.shape)
+    }
+
+    /// A parameter's f32 gradient: a view to accumulate into.
+    ///
+    /// # Errors
+    /// When no gradients were prepared by [`ParamStore::zero_grads`].
+    pub fn grad(&self, id: ParamId) -> Result<Tensor> {
+        let info = &self.infos[id.0];
+        let grads = self.grads.as_ref().ok_or_else(|| {
+            Error::Unsupported("gradients were not prepared before the backward pass".into())
+        })?;
+        grads.slice(info.range.clone())?.reshape(&info.shape)
+    }
+
+    /// Sets a parameter's value (and its compute copy).
+    ///
+    /// # Errors
+    /// When the number of elements differs.
+    pub fn set(&mut self, id: ParamId, data: &[f32]) -> Result<()> {
+        let info = &self.infos[id.0];
+        if data.len() != info.range.len() {
+            return Err(Error::tensor(
+                &info.name,
+                format!("expected shape {:?}, found {} elements", info.shape, data.len()),
+            ));
+        }
+        let mut view = self.values.slice(info.range.clone())?;
+        self.backend.upload(&mut view, bytemuck::cast_slice(data))?;
+        if let Some(compute) = &self.compute {
+            self.backend.cast(&mut compute.slice(info.range.clone())?, &view)?;
+        }
+        Ok(())
+    }
+
+    /// A parameter's f32 values on the host.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn to_vec(&self, id: ParamId) -> Result<Vec<f32>> {
+        self.backend.to_vec(&self.master(id)?)
+    }
+
+    /// Sets all gradients to zero, making their buffer on first use.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn zero_grads(&mut self) -> Result<()> {
+        match &mut self.grads {
+            Some(grads) => self.backend.fill(grads, 0.0),
+            None => {
+                self.grads = Some(self.backend.zeros(self.values.shape(), DType::F32)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies the values into the compute type after an optimizer step.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn refresh_compute(&mut self) -> Result<()> {
+        match &mut self.compute {
+            Some(compute) => self.backend.cast(compute, &self.values),
+            None => Ok(()),
+        }
+    }
+}
