@@ -8,12 +8,14 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod arena;
+pub mod autograd;
 pub mod backend;
 pub mod dtype;
 pub mod error;
 pub mod fs;
 pub mod math;
 pub mod model;
+pub mod ops;
 pub mod param;
 pub mod rng;
 pub mod tensor;

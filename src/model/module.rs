@@ -1,6 +1,5 @@
 //! The parts that decoders are made of, and their parameters: frozen or trainable.
 
-use crate::backend::Matrix;
 use crate::error::Result;
 use crate::param::{ParamId, ParamStore};
 use crate::tensor::Tensor;
@@ -100,11 +99,6 @@ pub struct Linear {
     pub out_features: usize,
     /// The adapter on it.
     pub lora: Option<Lora>,
-}
-
-/// `W^T` of a layer as the right operand of `x W^T`, given the stored tensor.
-pub fn forward_operand(tensor: &Tensor, conv1d: bool) -> Matrix<'_> {
-    Matrix::Dense { tensor, transposed: !conv1d }
 }
 
 /// RMSNorm or LayerNorm.

@@ -1,0 +1,134 @@
+//! The reverse loop: one step per recorded operation, gradients of values held no longer than needed.
+
+use super::checkpoint::Replay;
+use super::tape::{Node, Op, Tape, ValueId};
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops;
+use crate::param::ParamStore;
+use crate::tensor::Tensor;
+
+/// The gradients of values during a backward pass.
+#[derive(Debug)]
+pub struct Gradients<'m> {
+    pub(crate) backend: Backend,
+    pub(crate) params: &'m ParamStore,
+    pub(crate) dtype: DType,
+    table: Vec<Option<Tensor>>,
+}
+
+impl<'m> Gradients<'m> {
+    /// Takes the gradient of a value away from the table.
+    pub fn take(&mut self, id: ValueId) -> Option<Tensor> {
+        self.table[id.0].take()
+    }
+
+    /// Adds a gradient, which becomes the value's own if there was none.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub fn add(&mut self, id: ValueId, gradient: Tensor) -> Result<()> {
+        match self.table[id.0].take() {
+            None => self.table[id.0] = Some(gradient),
+            Some(old) => {
+                let mut sum = self.own(old)?;
+                self.backend.add_assign(&mut sum, &gradient)?;
+                self.table[id.0] = Some(sum);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets `write` overwrite the value's gradient (`false`) or add to what is there (`true`).
+    ///
+    /// # Errors
+    /// Whatever `write` reports.
+    pub fn accumulate(
+        &mut self,
+        id: ValueId,
+        shape: &[usize],
+        write: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        let (mut gradient, accumulate) = match self.table[id.0].take() {
+            Some(old) => (self.own(old)?, true),
+            None => (self.backend.empty(shape, self.dtype)?, false),
+        };
+        write(&mut gradient, accumulate)?;
+        self.table[id.0] = Some(gradient);
+        Ok(())
+    }
+
+    /// The tensor itself if nobody else holds it, else a copy.
+    fn own(&self, tensor: Tensor) -> Result<Tensor> {
+        if tensor.is_unique() {
+            return Ok(tensor);
+        }
+        let mut copy = self.backend.empty(tensor.shape(), tensor.dtype())?;
+        self.backend.cast(&mut copy, &tensor)?;
+        Ok(copy)
+    }
+}
+
+impl<'m> Tape<'m> {
+    /// Runs the backward pass from the value `from`, whose gradient is `seed` (`None`: the loss operation
+    /// knows its own). Gradients of parameters are added to the store's; the gradient of `wanted` returned.
+    ///
+    /// # Errors
+    /// Whatever an operation reports.
+    pub fn backward(
+        mut self,
+        from: ValueId,
+        seed: Option<Tensor>,
+        wanted: Option<ValueId>,
+        replay: &dyn Replay,
+    ) -> Result<Option<Tensor>> {
+        let nodes = std::mem::take(&mut self.nodes);
+        let mut gradients = Gradients {
+            backend: self.backend.clone(),
+            params: self.params,
+            dtype: self.dtype,
+            table: vec![None; self.values],
+        };
+        gradients.table[from.0] = seed;
+        for node in nodes.into_iter().rev() {
+            self.step(&mut gradients, node, replay)?;
+        }
+        Ok(wanted.and_then(|id| gradients.take(id)))
+    }
+
+    fn step(&self, gradients: &mut Gradients<'m>, node: Node, replay: &dyn Replay) -> Result<()> {
+        let Node { op, inputs, output } = node;
+        if let Op::LinearCrossEntropy { dx, rows, input_rows } = op {
+            return ops::cross_entropy::backward(gradients, inputs, dx, rows, input_rows);
+        }
+        // A value nobody used has no gradient, and neither have its inputs through it.
+        let Some(dy) = gradients.take(output) else { return Ok(()) };
+        match op {
+            Op::Embedding { table, ids } => ops::embedding::backward(gradients, &dy, table, &ids),
+            Op::Linear { x, weight, conv1d, bias, lora } => {
+                let saved = ops::linear::Saved { x, weight, conv1d, bias, lora, dropout: self.dropout };
+                ops::linear::backward(gradients, inputs, dy, &saved)
+            }
+            Op::Norm { x, stats, weight, bias, layer_norm } => {
+                ops::norm::backward(gradients, inputs, &dy, &x, &stats, &weight, bias, layer_norm)
+            }
+            Op::Rope { table, positions, shape } => {
+                ops::rope::backward(gradients, inputs, dy, &table, &positions, shape)
+            }
+            Op::Attention(saved) => ops::attention::backward(gradients, inputs, &dy, &saved),
+            Op::Columns { start, cols, input_cols } => {
+                ops::columns::backward(gradients, inputs, &dy, start, cols, input_cols)
+            }
+            Op::Activation { x, activation } => {
+                ops::activation::backward(gradients, inputs, &dy, &x, activation)
+            }
+            Op::Gated { gate, up, activation } => {
+                ops::activation::gated_backward(gradients, inputs, &dy, &gate, &up, activation)
+            }
+            Op::Add => ops::add::backward(gradients, inputs, dy),
+            Op::Segment { layer, input } => self.replay_segment(gradients, inputs, dy, layer, input, replay),
+            Op::LinearCrossEntropy { .. } => unreachable!("handled above: it has no incoming gradient"),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The tape: what was computed, as data.
+
+use crate::backend::{Activation, Backend, RopeShape, Sequence};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::model::{Lora, Parameter};
+use crate::param::{ParamId, ParamStore};
+use crate::rng::{PhiloxKey, Stream};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// Number of a differentiable value on its tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ValueId(pub(crate) usize);
+
+/// A value of the forward pass; it has an id iff its gradient is needed.
+#[derive(Clone, Debug)]
+pub struct Var {
+    /// The activations, `[tokens, cols]`.
+    pub tensor: Tensor,
+    pub(crate) id: Option<ValueId>,
+}
+
+impl Var {
+    /// A value that needs no gradient.
+    pub fn constant(tensor: Tensor) -> Self {
+        Var { tensor, id: None }
+    }
+
+    /// Whether a gradient will be computed for it.
+    pub fn needs_grad(&self) -> bool {
+        self.id.is_some()
+    }
+}
+
+/// Where dropout masks come from: they depend on the run's seed, the optimizer step and the token's number
+/// within the step, not on how the step is cut into micro-batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Optimizer step.
+    pub step: u64,
+    /// Tokens of the step before this micro-batch.
+    pub first_row: usize,
+}
+
+impl Dropout {
+    /// The key of the module numbered `stream`.
+    pub fn key(&self, stream: u64) -> PhiloxKey {
+        PhiloxKey::new(self.seed, Stream::Dropout, self.step << 24 | stream)
+    }
+}
+
+/// An operation with what its backward needs. Tensors are saved by handle; the names are those of the forward.
+#[allow(missing_docs)]
+#[derive(Debug)]
+pub enum Op {
+    /// Rows of a trainable table.
+    Embedding { table: ParamId, ids: Tensor },
+    /// `x W^T + bias`, with or without a low-rank part.
+    Linear {
+        x: Option<Tensor>, // [n, in], if a parameter's gradient needs it
+        weight: Parameter,
+        conv1d: bool,
+        bias: Option<ParamId>,
+        lora: Option<(Lora, Tensor)>, // with scale * A dropout(x), [n, r]
+    },
+    /// RMSNorm or LayerNorm over groups of the weight's length.
+    Norm { x: Tensor, stats: Tensor, weight: Parameter, bias: Option<ParamId>, layer_norm: bool },
+    /// Rotary embedding, in place.
+    Rope { table: Tensor, positions: Tensor, shape: RopeShape },
+    /// Causal attention; inputs are queries, keys, values.
+    Attention(Box<AttentionSaved>),
+    /// A column range of the input.
+    Columns { start: usize, cols: usize, input_cols: usize },
+    /// An activation function.
+    Activation { x: Tensor, activation: Activation },
+    /// `activation(gate) * up`; inputs are gate, up.
+    Gated { gate: Tensor, up: Tensor, activation: Activation },
+    /// Sum of two values.
+    Add,
+    /// The head and the loss: the input's gradient is known already.
+    LinearCrossEntropy { dx: Tensor, rows: Option<Tensor>, input_rows: usize },
+    /// A decoder layer to be computed again.
+    Segment { layer: usize, input: Tensor },
+}
+
+/// What attention's backward needs.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct AttentionSaved {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub out: Tensor,
+    pub lse: Tensor,
+    pub heads: AttentionHeads,
+    pub sequences: Arc<[Sequence]>,
+}
+
+/// Geometry of the heads.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct AttentionHeads {
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+/// One recorded operation.
+#[derive(Debug)]
+pub struct Node {
+    /// What was done.
+    pub op: Op,
+    /// The inputs that need gradients (`None`: this one does not), in the operation's order.
+    pub inputs: [Option<ValueId>; 3],
+    /// The value it made, whose gradient is the backward's input.
+    pub output: ValueId,
+}
+
+/// A forward pass in the making.
+#[derive(Debug)]
+pub struct Tape<'m> {
+    /// What computes.
+    pub backend: Backend,
+    /// The trainable parameters.
+    pub params: &'m ParamStore,
+    /// The type of activations.
+    pub dtype: DType,
+    /// Set while training, where dropout applies.
+    pub dropout: Option<Dropout>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) values: usize,
+    recording: bool,
+}
+
+impl<'m> Tape<'m> {
+    /// A tape that records for a backward pass.
+    pub fn training(
+        backend: &Backend,
+        params: &'m ParamStore,
+        dtype: DType,
+        dropout: Option<Dropout>,
+    ) -> Self {
+        Tape {
+            backend: backend.clone(),
+            params,
+            dtype,
+            dropout,
+            nodes: Vec::new(),
+            values: 0,
+            recording: true,
+        }
+    }
+
+    /// A tape that records nothing: evaluation and generation.
+    pub fn inference(backend: &Backend, params: &'m ParamStore, dtype: DType) -> Self {
+        Tape {
+            backend: backend.clone(),
+            params,
+            dtype,
+            dropout: None,
+            nodes: Vec::new(),
+            values: 0,
+            recording: false,
+        }
+    }
+
+    /// Whether operations leave nodes.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// The recorded operations, in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A tape for one segment of this one: same parameters and dropout, nothing recorded yet.
+    pub(crate) fn inner(&self, recording: bool) -> Tape<'m> {
+        Tape { backend: self.backend.clone(), nodes: Vec::new(), values: 0, recording, ..*self }
+    }
+
+    /// A tensor for activations.
+    pub(crate) fn empty(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        self.backend.empty(&[rows, cols], self.dtype)
+    }
+
+    /// A new id for a value whose gradient is needed.
+    pub(crate) fn new_id(&mut self) -> ValueId {
+        self.values += 1;
+        ValueId(self.values - 1)
+    }
+
+    /// Wraps an operation's result; records the node if any input, or a parameter of it, needs a gradient.
+    pub(crate) fn record<const N: usize>(
+        &mut self,
+        output: Tensor,
+        inputs: [&Var; N],
+        trainable: bool,
+        op: impl FnOnce() -> Op,
+    ) -> Var {
+        let needed = self.recording && (trainable || inputs.iter().any(|v| v.needs_grad()));
+        if !needed {
+            return Var::constant(output);
+        }
+        let mut ids = [None; 3];
+        for (slot, input) in ids.iter_mut().zip(inputs) {
+            *slot = input.id;
+        }
+        let id = self.new_id();
+        self.nodes.push(Node { op: op(), inputs: ids, output: id });
+        Var { tensor: output, id: Some(id) }
+    }
+}

@@ -1,0 +1,91 @@
+//! Token sequences as the model takes them: laid end to end, without padding.
+
+use crate::backend::{Backend, IGNORE_INDEX, Sequence};
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// Sequences of tokens laid end to end. Attention never crosses from one into another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids, `[tokens]`.
+    pub input_ids: Vec<i32>,
+    /// Position of each token in its sequence, `[tokens]`.
+    pub positions: Vec<i32>,
+    /// The token to predict at each place (the next one of the same sequence), or [`IGNORE_INDEX`].
+    pub targets: Vec<i32>,
+    /// Lengths of the sequences.
+    pub lengths: Vec<usize>,
+}
+
+impl Batch {
+    /// A batch without sequences.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a sequence; `labels` are per token, as in Hugging Face's data, and shifted here: what is
+    /// predicted at a place is the label of the next one.
+    pub fn push(&mut self, input_ids: &[u32], labels: &[i32]) {
+        debug_assert_eq!(input_ids.len(), labels.len());
+        self.input_ids.extend(input_ids.iter().map(|id| *id as i32));
+        self.positions.extend(0..input_ids.len() as i32);
+        self.targets.extend(labels.iter().skip(1).copied());
+        self.targets.push(IGNORE_INDEX);
+        self.lengths.push(input_ids.len());
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Number of tokens whose prediction counts.
+    pub fn counted(&self) -> usize {
+        self.targets.iter().filter(|t| **t != IGNORE_INDEX).count()
+    }
+}
+
+/// A batch where the backend can use it.
+#[derive(Debug)]
+pub(crate) struct DeviceBatch {
+    pub ids: Tensor,       // i32 [tokens]
+    pub positions: Tensor, // i32 [tokens]
+    pub sequences: Arc<[Sequence]>,
+    pub max_position: usize,
+}
+
+impl DeviceBatch {
+    /// Uploads token ids and positions; `cached` keys lie before the first sequence's.
+    pub fn new(backend: &Backend, batch: &Batch, vocab_size: usize, cached: usize) -> Result<Self> {
+        if let Some(bad) = batch.input_ids.iter().find(|id| !(0..vocab_size as i32).contains(id)) {
+            return Err(Error::shape(
+                "embedding",
+                format!(
+                    "token id {bad} is outside the vocabulary of {vocab_size}; is this the model's tokenizer?"
+                ),
+            ));
+        }
+        let total: usize = batch.lengths.iter().sum();
+        if total != batch.tokens() || total != batch.positions.len() || total != batch.targets.len() {
+            return Err(Error::shape(
+                "batch",
+                format!("lengths add up to {total}, tokens are {}", batch.tokens()),
+            ));
+        }
+        let mut sequences = Vec::with_capacity(batch.lengths.len());
+        let mut start = 0;
+        for &len in &batch.lengths {
+            let k_start = if start == 0 { 0 } else { start + cached };
+            let k_len = if start == 0 { len + cached } else { len };
+            sequences.push(Sequence { q_start: start, q_len: len, k_start, k_len });
+            start += len;
+        }
+        Ok(DeviceBatch {
+            ids: backend.from_slice(&batch.input_ids, &[total])?,
+            positions: backend.from_slice(&batch.positions, &[total])?,
+            sequences: sequences.into(),
+            max_position: batch.positions.iter().copied().max().unwrap_or(0) as usize,
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! The output head and the loss in one: logits exist only for a chunk of rows at a time.
+//!
+//! The loss is linear in what comes after it (a fixed factor), so the gradient of the hidden states is
+//! computed with the loss, chunk by chunk, and nothing is computed twice.
+
+use super::linear::accumulate_product;
+use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
+use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::model::Linear;
+use crate::tensor::Tensor;
+
+/// Bytes of f32 logits that may exist at a time.
+const LOGITS_BYTES: usize = 32 << 20;
+
+/// What [`Tape::linear_cross_entropy`] gives.
+#[derive(Debug)]
+pub struct Loss {
+    /// Cross-entropies of the rows that count, in order: f32 `[counted]`.
+    pub losses: Tensor,
+    /// Number of rows that count.
+    pub counted: usize,
+    /// Where backward starts, if recording.
+    pub id: Option<ValueId>,
+}
+
+impl Tape<'_> {
+    /// Cross-entropies of `x head^T` (`x`: `[tokens, hidden]`) against `targets`, leaving out
+    /// [`IGNORE_INDEX`]; the gradient is that of `grad_scale` times their sum.
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary or shapes do not fit.
+    pub fn linear_cross_entropy(
+        &mut self,
+        x: &Var,
+        head: &Linear,
+        targets: &[i32],
+        grad_scale: f32,
+    ) -> Result<Loss> {
+        if let Some(bad) =
+            targets.iter().find(|t| **t != IGNORE_INDEX && !(0..head.out_features as i32).contains(t))
+        {
+            return Err(Error::shape(
+                "cross_entropy",
+                format!("target {bad} is outside the vocabulary of {}", head.out_features),
+            ));
+        }
+        let backend = self.backend.clone();
+        let counted: Vec<i32> =
+            (0..targets.len()).filter(|i| targets[*i] != IGNORE_INDEX).map(|i| i as i32).collect();
+        let m = counted.len();
+        let kept: Vec<i32> = counted.iter().map(|i| targets[*i as usize]).collect();
+        let targets_of = |range: std::ops::Range<usize>| {
+            let len = range.len();
+            backend.from_slice(&kept[range], &[len])
+        };
+        let rows = (m != targets.len()).then(|| backend.from_slice(&counted, &[m])).transpose()?;
+        let input = match &rows {
+            None => x.tensor.clone(),
+            Some(rows) => {
+                let mut gathered = self.empty(m, x.tensor.cols())?;
+                backend.gather_rows(&mut gathered, &x.tensor, rows)?;
+                gathered
+            }
+        };
+        let wants_grad = self.is_recording() && (x.needs_grad() || head.weight.id().is_some());
+        let dx = (wants_grad && x.needs_grad()).then(|| self.empty(m, x.tensor.cols())).transpose()?;
+        let losses = backend.empty(&[m], DType::F32)?;
+        let weight = head.weight.tensor(self.params)?;
+        let chunk = (LOGITS_BYTES / (4 * head.out_features)).clamp(1, m.max(1));
+        let logits = backend.empty(&[chunk, head.out_features], DType::F32)?;
+        let dlogits = wants_grad.then(|| self.empty(chunk, head.out_features)).transpose()?;
+        for start in (0..m).step_by(chunk) {
+            let range = start..(start + chunk).min(m);
+            let part = input.slice(range.clone())?;
+            let mut logits = logits_view(&logits, range.len())?;
+            let mut dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
+            let forward = [GemmTerm { a: Matrix::plain(&part), b: Matrix::transposed(&weight) }];
+            backend.gemm(&mut logits, &Gemm::new(&forward))?;
+            backend.cross_entropy(
+                &mut losses.slice(range.clone())?,
+                dlogits.as_mut(),
+                &logits,
+                &targets_of(range.clone())?,
+                grad_scale,
+            )?;
+            let Some(dlogits) = dlogits else { continue };
+            if let Some(dx) = &dx {
+                let terms = [GemmTerm { a: Matrix::plain(&dlogits), b: Matrix::plain(&weight) }];
+                backend.gemm(&mut dx.slice(range)?, &Gemm::new(&terms))?;
+            }
+            if let Some(id) = head.weight.id() {
+                accumulate_product(&backend, &mut self.params.grad(id)?, &dlogits, &part)?;
+            }
+        }
+        let input_rows = x.tensor.rows();
+        let id = match dx {
+            Some(dx) => {
+                let recorded = self.record(losses.clone(), [x], false, || Op::LinearCrossEntropy {
+                    dx,
+                    rows,
+                    input_rows,
+                });
+                recorded.id
+            }
+            None => None,
+        };
+        Ok(Loss { losses, counted: m, id })
+    }
+}
+
+/// The first `rows` rows of a chunk's buffer.
+fn logits_view(buffer: &Tensor, rows: usize) -> Result<Tensor> {
+    buffer.slice(0..rows)
+}
+
+pub(crate) fn backward(
+    g: &mut Gradients<'_>,
+    inputs: [Option<ValueId>; 3],
+    dx: Tensor,
+    rows: Option<Tensor>,
+    input_rows: usize,
+) -> Result<()> {
+    let Some(id) = inputs[0] else { return Ok(()) };
+    let Some(rows) = rows else { return g.add(id, dx) };
+    let mut all = g.backend.empty(&[input_rows, dx.cols()], g.dtype)?;
+    g.backend.fill(&mut all, 0.0)?;
+    g.backend.scatter_add_rows(&mut all, &dx, &rows)?;
+    g.add(id, all)
+}

@@ -1,0 +1,166 @@
+//! Linear layers, with LoRA as a second product on the same accumulators.
+//!
+//! Forward: `h = scale * drop(x) A^T`, `y = x W^T + h B^T + bias`. Backward, with `u = scale * dy B`:
+//! `dB += dy^T h`, `dA += u^T drop(x)`, `dx += dy W + undrop(u A)`. The mask is made again from its key.
+//! Source: Hu et al., "LoRA" (arXiv 2106.09685).
+
+use crate::autograd::tape::Dropout;
+use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
+use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::model::{Linear, Lora, Parameter};
+use crate::param::{ParamId, ParamStore};
+use crate::tensor::Tensor;
+
+/// What a linear layer's backward needs.
+pub(crate) struct Saved {
+    pub x: Option<Tensor>,
+    pub weight: Parameter,
+    pub conv1d: bool,
+    pub bias: Option<ParamId>,
+    pub lora: Option<(Lora, Tensor)>,
+    pub dropout: Option<Dropout>,
+}
+
+/// `x` under the layer's dropout mask; `x` itself where nothing is dropped.
+fn dropped(backend: &Backend, x: &Tensor, lora: &Lora, dropout: Option<Dropout>) -> Result<Tensor> {
+    match dropout {
+        Some(d) if lora.dropout > 0.0 => {
+            let mut y = backend.empty(x.shape(), x.dtype())?;
+            backend.dropout(&mut y, x, lora.dropout, d.key(lora.stream), d.first_row, false)?;
+            Ok(y)
+        }
+        _ => Ok(x.clone()),
+    }
+}
+
+/// The bias that is added: the layer's own, and `scale` times the low-rank part's.
+fn total_bias(backend: &Backend, params: &ParamStore, layer: &Linear) -> Result<Option<Tensor>> {
+    let own = layer.bias.as_ref().map(|b| b.tensor(params)).transpose()?;
+    let Some((lora, id)) = layer.lora.as_ref().and_then(|l| l.bias.map(|id| (l, id))) else {
+        return Ok(own);
+    };
+    let mut total = backend.empty(&[layer.out_features], DType::F32)?;
+    backend.cast(&mut total, &params.master(id)?)?;
+    backend.scale(&mut total, lora.scale)?;
+    if let Some(own) = own {
+        backend.add_assign(&mut total, &backend.to_dtype(&own, DType::F32)?)?;
+    }
+    Ok(Some(total))
+}
+
+impl Tape<'_> {
+    /// `x W^T + bias`, and the layer's low-rank part: `[tokens, out_features]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn linear(&mut self, x: &Var, layer: &Linear) -> Result<Var> {
+        let (backend, params) = (self.backend.clone(), self.params);
+        let weight = layer.weight.tensor(params)?;
+        let bias = total_bias(&backend, params, layer)?;
+        let w = Matrix::Dense { tensor: &weight, transposed: !layer.conv1d };
+        let base = GemmTerm { a: Matrix::plain(&x.tensor), b: w };
+        let mut y = self.empty(x.tensor.rows(), layer.out_features)?;
+        let mut saved_lora = None;
+        match &layer.lora {
+            None => backend.gemm(&mut y, &Gemm { bias: bias.as_ref(), ..Gemm::new(&[base]) })?,
+            Some(lora) => {
+                let (a, b) = (params.value(lora.a)?, params.value(lora.b)?);
+                let mut h = self.empty(x.tensor.rows(), a.rows())?;
+                let input = dropped(&backend, &x.tensor, lora, self.dropout)?;
+                let down = [GemmTerm { a: Matrix::plain(&input), b: Matrix::transposed(&a) }];
+                backend.gemm(&mut h, &Gemm { scale: lora.scale, ..Gemm::new(&down) })?;
+                let terms = [base, GemmTerm { a: Matrix::plain(&h), b: Matrix::transposed(&b) }];
+                backend.gemm(&mut y, &Gemm { bias: bias.as_ref(), ..Gemm::new(&terms) })?;
+                saved_lora = Some((lora.clone(), h));
+            }
+        }
+        let bias = layer.bias.as_ref().and_then(Parameter::id);
+        let trains_weight = layer.weight.id().is_some();
+        let needs_x = trains_weight || layer.lora.is_some();
+        let trainable = needs_x || bias.is_some();
+        Ok(self.record(y, [x], trainable, || Op::Linear {
+            x: needs_x.then(|| x.tensor.clone()),
+            weight: layer.weight.clone(),
+            conv1d: layer.conv1d,
+            bias,
+            lora: saved_lora,
+        }))
+    }
+}
+
+pub(crate) fn backward(
+    g: &mut Gradients<'_>,
+    inputs: [Option<ValueId>; 3],
+    dy: Tensor,
+    saved: &Saved,
+) -> Result<()> {
+    let (backend, params) = (g.backend.clone(), g.params);
+    if let Some(id) = saved.bias {
+        backend.add_column_sums(&mut params.grad(id)?, &dy)?;
+    }
+    if let (Some(id), Some(x)) = (saved.weight.id(), &saved.x) {
+        let (rows, cols) = if saved.conv1d { (x, &dy) } else { (&dy, x) };
+        accumulate_product(&backend, &mut params.grad(id)?, rows, cols)?;
+    }
+    let u = match &saved.lora {
+        Some((lora, h)) => Some(lora_backward(g, &dy, saved, lora, h)?),
+        None => None,
+    };
+    let Some(id) = inputs[0] else { return Ok(()) };
+    let weight = saved.weight.tensor(params)?;
+    let w = Matrix::Dense { tensor: &weight, transposed: saved.conv1d };
+    let in_features = w.shape().1;
+    let base = GemmTerm { a: Matrix::plain(&dy), b: w };
+    g.accumulate(id, &[dy.rows(), in_features], |dx, accumulate| {
+        let gemm = |dx: &mut Tensor, terms: &[GemmTerm<'_>]| {
+            backend.gemm(dx, &Gemm { accumulate, ..Gemm::new(terms) })
+        };
+        let (Some((lora, _)), Some(u)) = (&saved.lora, &u) else { return gemm(dx, &[base]) };
+        let a = params.value(lora.a)?;
+        let low_rank = GemmTerm { a: Matrix::plain(u), b: Matrix::plain(&a) };
+        match saved.dropout.filter(|_| lora.dropout > 0.0) {
+            None => gemm(dx, &[base, low_rank]),
+            Some(d) => {
+                gemm(dx, &[base])?;
+                let mut through = backend.empty(dx.shape(), dx.dtype())?;
+                backend.gemm(&mut through, &Gemm::new(&[low_rank]))?;
+                backend.dropout(dx, &through, lora.dropout, d.key(lora.stream), d.first_row, true)
+            }
+        }
+    })
+}
+
+/// Gradients of the low-rank part's parameters; returns `u = scale * dy B`, `[tokens, r]`.
+fn lora_backward(g: &Gradients<'_>, dy: &Tensor, saved: &Saved, lora: &Lora, h: &Tensor) -> Result<Tensor> {
+    let (backend, params) = (&g.backend, g.params);
+    let b = params.value(lora.b)?;
+    let mut u = backend.empty(h.shape(), h.dtype())?;
+    let up = [GemmTerm { a: Matrix::plain(dy), b: Matrix::plain(&b) }];
+    backend.gemm(&mut u, &Gemm { scale: lora.scale, ..Gemm::new(&up) })?;
+    accumulate_product(backend, &mut params.grad(lora.b)?, dy, h)?;
+    if let Some(x) = &saved.x {
+        let input = dropped(backend, x, lora, saved.dropout)?;
+        accumulate_product(backend, &mut params.grad(lora.a)?, &u, &input)?;
+    }
+    if let Some(id) = lora.bias {
+        let mut sums = backend.zeros(&[dy.cols()], DType::F32)?;
+        backend.add_column_sums(&mut sums, dy)?;
+        backend.scale(&mut sums, lora.scale)?;
+        backend.add_assign(&mut params.grad(id)?, &sums)?;
+    }
+    Ok(u)
+}
+
+/// `grad += rows^T cols`, summed over tokens in order, continuing on the gradient's own accumulators: so
+/// several micro-batches give the bits of one large batch.
+pub(crate) fn accumulate_product(
+    backend: &Backend,
+    grad: &mut Tensor,
+    rows: &Tensor,
+    cols: &Tensor,
+) -> Result<()> {
+    let terms = [GemmTerm { a: Matrix::transposed(rows), b: Matrix::plain(cols) }];
+    backend.gemm(grad, &Gemm { accumulate: true, ..Gemm::new(&terms) })
+}

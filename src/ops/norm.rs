@@ -1,0 +1,83 @@
+//! RMSNorm and LayerNorm over groups of the weight's length (whole rows, or heads within rows).
+
+use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::model::{Norm, Parameter};
+use crate::param::ParamId;
+use crate::tensor::Tensor;
+
+impl Tape<'_> {
+    /// The normalized `x`, `[tokens, cols]`; each group of the weight's length is normalized by itself.
+    ///
+    /// # Errors
+    /// When the weight's length does not divide the columns.
+    pub fn norm(&mut self, x: &Var, norm: &Norm) -> Result<Var> {
+        let weight = norm.weight.tensor(self.params)?;
+        let group = weight.elements();
+        let groups = x.tensor.elements() / group;
+        let rows = x.tensor.reshape(&[groups, group])?;
+        let mut y = self.empty(groups, group)?;
+        let stats = if norm.layer_norm {
+            let bias = norm.bias.as_ref().map(|b| b.tensor(self.params)).transpose()?;
+            let mut stats = self.backend.empty(&[groups, 2], DType::F32)?;
+            self.backend.layer_norm(&mut y, &mut stats, &rows, &weight, bias.as_ref(), norm.eps)?;
+            stats
+        } else {
+            let mut rstd = self.backend.empty(&[groups], DType::F32)?;
+            self.backend.rms_norm(&mut y, &mut rstd, &rows, &weight, norm.eps)?;
+            rstd
+        };
+        let bias = norm.bias.as_ref().and_then(Parameter::id);
+        let trainable = norm.weight.id().is_some() || bias.is_some();
+        let y = y.reshape(x.tensor.shape())?;
+        Ok(self.record(y, [x], trainable, || Op::Norm {
+            x: rows,
+            stats,
+            weight: norm.weight.clone(),
+            bias,
+            layer_norm: norm.layer_norm,
+        }))
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn backward(
+    g: &mut Gradients<'_>,
+    inputs: [Option<ValueId>; 3],
+    dy: &Tensor,
+    x: &Tensor,
+    stats: &Tensor,
+    weight: &Parameter,
+    bias: Option<ParamId>,
+    layer_norm: bool,
+) -> Result<()> {
+    let (backend, params) = (g.backend.clone(), g.params);
+    let values = weight.tensor(params)?;
+    let mut dweight = weight.id().map(|id| params.grad(id)).transpose()?;
+    let mut dbias = bias.map(|id| params.grad(id)).transpose()?;
+    let grouped_dy = dy.reshape(x.shape())?;
+    let mut run = |dx: Option<&mut Tensor>, accumulate: bool| {
+        if layer_norm {
+            backend.layer_norm_backward(
+                dx,
+                accumulate,
+                dweight.as_mut(),
+                dbias.as_mut(),
+                &grouped_dy,
+                x,
+                stats,
+                &values,
+            )
+        } else {
+            backend.rms_norm_backward(dx, accumulate, dweight.as_mut(), &grouped_dy, x, stats, &values)
+        }
+    };
+    match inputs[0] {
+        None => run(None, false),
+        Some(id) => g.accumulate(id, dy.shape(), |dx, accumulate| {
+            let mut grouped = dx.reshape(x.shape())?;
+            run(Some(&mut grouped), accumulate)
+        }),
+    }
+}
