@@ -1,0 +1,88 @@
+"""LoRA adapters as PEFT saves them, and what PEFT computes with them."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+
+from . import models
+
+PLAIN = dict(r=4, lora_alpha=8, task_type="CAUSAL_LM")
+
+# Target names by whether the family keeps GPT-2's layer names.
+ATTENTION = {True: ["c_attn", "attn.c_proj"], False: ["q_proj", "v_proj", "o_proj"]}
+EVERYTHING = {True: ["c_attn", "c_proj", "c_fc"], False: ["q_proj", "k_proj", "v_proj", "gate_proj", "down_proj"]}
+RANKS = {True: {"attn.c_proj": 2, r"h\.1\.mlp\..*": 6}, False: {"q_proj": 2, r"layers\.1\.mlp\..*": 6}}
+ALPHAS = {True: {"c_fc": 3}, False: {"v_proj": 3, "layers.0.self_attn.q_proj": 5}}
+
+
+def variants(name: str) -> dict[str, dict]:
+    """LoraConfig's arguments by the adapter's name."""
+    gpt2 = name == "gpt2"
+    short = {"plain": PLAIN, "all_linear": {**PLAIN, "target_modules": "all-linear"}}
+    biases = {
+        "bias_all": {**PLAIN, "bias": "all"},
+        "bias_lora_only": {**PLAIN, "bias": "lora_only"},
+    }
+    if name.startswith("llama_"):
+        return {"plain": PLAIN}
+    if name == "qwen2":
+        return short | biases
+    if name not in ("gpt2", "llama"):
+        return short
+    full = {
+        **short,
+        **biases,
+        "rslora": {**PLAIN, "use_rslora": True, "target_modules": ATTENTION[gpt2]},
+        "dropout": {**PLAIN, "lora_dropout": 0.1, "target_modules": ATTENTION[gpt2]},
+        "patterns": {
+            **PLAIN,
+            "target_modules": EVERYTHING[gpt2],
+            "rank_pattern": RANKS[gpt2],
+            "alpha_pattern": ALPHAS[gpt2],
+        },
+        "layers": {**PLAIN, "target_modules": ATTENTION[gpt2], "layers_to_transform": [1]},
+    }
+    if not gpt2:
+        full["modules_to_save"] = {**PLAIN, "modules_to_save": ["lm_head"]}
+    return full
+
+
+def randomise(model: torch.nn.Module, stream: torch.Generator) -> None:
+    """Moves every trainable parameter from its initial value: B is no longer zero, biases no longer the base's."""
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=stream))
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink()
+
+
+def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trainable parameters' gradients under the names that the adapter's file uses."""
+    found = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.requires_grad}
+    renamed = get_peft_model_state_dict(model, state_dict=dict(found))
+    if len(renamed) != len(found):
+        raise SystemExit("error: not every trainable parameter is in the adapter's file")
+    return {f"gradient.{key}": value for key, value in renamed.items()}
+
+
+def make(base: Path, name: str) -> None:
+    for variant, arguments in variants(name).items():
+        folder = base / variant
+        torch.manual_seed(0)
+        model = get_peft_model(models.load(base), LoraConfig(**arguments))
+        randomise(model, models.generator(name, variant))
+        save_adapter(model, folder)
+        written = get_peft_model_state_dict(model)
+        # What the folder holds is what is computed with: the adapter is read back.
+        model = PeftModel.from_pretrained(models.load(base), str(folder), is_trainable=True).eval()
+        read = get_peft_model_state_dict(model)
+        if any(not torch.equal(read[key], value) for key, value in written.items()):
+            raise SystemExit(f"error: {folder}: PEFT doesn't read back what it wrote")
+        tensors = models.results(model, name) | gradients(model)
+        models.save(tensors, folder / "golden.safetensors")

@@ -1,0 +1,106 @@
+"""Ten optimizer steps of LoRA by Hugging Face's Trainer: losses, gradient norms, learning rates and the last adapter."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from . import adapters, models
+
+STEPS, BATCH, ACCUMULATION = 10, 2, 2
+SETTINGS = dict(
+    learning_rate=5e-3,
+    lr_scheduler_type="linear",
+    warmup_steps=3,
+    weight_decay=0.1,
+    adam_beta1=0.9,
+    adam_beta2=0.99,
+    adam_epsilon=1e-8,
+    max_grad_norm=1.0,
+    per_device_train_batch_size=BATCH,
+    gradient_accumulation_steps=ACCUMULATION,
+    max_steps=STEPS,
+)
+
+
+def data() -> list[dict]:
+    """Rows of 4 to 17 tokens, some with a prompt that doesn't count (-100), in the order in which they are used."""
+    stream = models.generator("training", "data")
+    rows = []
+    for index in range(STEPS * BATCH * ACCUMULATION):
+        length = int(torch.randint(4, 18, (1,), generator=stream))
+        ids = torch.randint(2, models.VOCAB, (length,), generator=stream).tolist()
+        prompt = int(torch.randint(0, length - 1, (1,), generator=stream)) if index % 3 else 0
+        rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
+    return rows
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """Pads on the right."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def pad(key: str, value: int) -> torch.Tensor:
+        return torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in rows])
+
+    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+    return {"input_ids": pad("input_ids", 0), "labels": pad("labels", -100), "attention_mask": torch.tensor(mask)}
+
+
+class Recorder(TrainerCallback):
+    """Keeps what the Trainer logs for each step."""
+
+    def __init__(self) -> None:
+        self.log: list[dict] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "grad_norm" in logs:
+            self.log.append({"step": state.global_step, **{key: logs[key] for key in ("loss", "grad_norm", "learning_rate")}})
+
+
+def token_weighted_loss(model: torch.nn.Module, rows: list[dict]) -> float:
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
+            labels = torch.tensor(row["labels"][1:])
+            total += torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum").item()
+            count += int((labels != -100).sum())
+    return total / count
+
+
+def make(folder: Path, base: Path) -> None:
+    folder.mkdir(parents=True)
+    rows = data()
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapters.save_adapter(get_peft_model(models.load(base), config), folder / "init_adapter")
+    model = PeftModel.from_pretrained(models.load(base), str(folder / "init_adapter"), is_trainable=True)
+    first_rows = rows[: BATCH * ACCUMULATION]
+    expected = token_weighted_loss(model, first_rows)
+
+    recorder = Recorder()
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            optim="adamw_torch",
+            **SETTINGS,
+        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[recorder])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    if abs(recorder.log[0]["loss"] - expected) > 1e-5:
+        raise SystemExit(f"error: the Trainer's loss {recorder.log[0]['loss']} is not the token-weighted {expected}")
+    adapters.save_adapter(model, folder / "final_adapter")
+    settings = {"model": base.name, "optim": "adamw_torch", **SETTINGS, "steps": recorder.log}
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
