@@ -10,6 +10,7 @@
 pub mod arena;
 pub mod autograd;
 pub mod backend;
+pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod fs;
