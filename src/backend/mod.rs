@@ -27,6 +27,8 @@ use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
+pub mod cpu;
+
 /// A backend chosen at start-up, shared by everything that computes.
 pub type Backend = Arc<dyn Kernels>;
 
@@ -157,21 +159,22 @@ pub enum Activation {
 /// Hyper-parameters of one AdamW step, in PyTorch's order of operations: decay first, then the update.
 ///
 /// `p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
-/// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`, all in f32, with `g` first multiplied by
-/// `grad_scale` (clipping).
+/// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`, with `g` first multiplied by `grad_scale`
+/// (clipping). The constants `1 - lr wd`, `1 - b1`, `1 - b2` and `lr / (1 - b1^t)` are computed in f64 and
+/// rounded to f32; the elements' arithmetic is f32, `m`, `v` and `p` by fused multiply-adds.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct AdamW {
-    pub learning_rate: f32,
-    pub beta1: f32,
-    pub beta2: f32,
-    pub epsilon: f32,
-    pub weight_decay: f32,
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
     pub grad_scale: f32,
     /// `1 - beta1^t`, step `t` counted from 1.
-    pub bias_correction1: f32,
+    pub bias_correction1: f64,
     /// `sqrt(1 - beta2^t)`.
-    pub bias_correction2_sqrt: f32,
+    pub bias_correction2_sqrt: f64,
 }
 
 /// A backend: memory and about thirty coarse operations.

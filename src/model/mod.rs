@@ -1,15 +1,18 @@
 //! Models: one decoder driven by `config.json`, with small files for what is special about a family.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod gpt2;
 pub mod llama;
+pub mod load;
 pub mod module;
 pub mod qwen;
 pub mod rope;
 
 pub use batch::Batch;
+pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decoder::{KvCache, Model};
 pub use module::{Embedding, Linear, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight};

@@ -1,0 +1,283 @@
+// The inner part of all matrix products: packing and micro-kernels, shared by gemm.c and attention.c.
+//
+// Both operands are packed in units of 32 bits: an f32, or a pair of bf16 with the earlier k in the high
+// half, since vdpbf16ps multiplies the odd (high) element first. So an accumulator sees k ascending in both
+// arithmetics. An odd number of bf16 is padded with a zero on both sides.
+//   A: [ku][mr]   the mr rows of a tile side by side
+//   B: [ku][NR]   the NR columns of a panel side by side, zeros beyond the matrix
+#ifndef LOWRANK_GEMM_KERNEL_H
+#define LOWRANK_GEMM_KERNEL_H
+
+#include "kernels.h"
+#include "simd.h"
+
+#if defined(LOWRANK_AVX512)
+#define MR 14  // rows of a tile: 28 accumulators and two columns of B in 32 registers
+#define NV 2   // vectors of 16 columns in a panel
+#elif defined(LOWRANK_AVX2)
+#define MR 6
+#define NV 1
+#else
+#define MR 4
+#define NV 1
+#endif
+#define NR (NV * LANES)
+
+INLINE size_t units(size_t k, int bf16) { return bf16 ? (k + 1) / 2 : k; }
+
+// ---- 16 x 16 transposition of 32-bit units -------------------------------------------------------------
+
+#if defined(LOWRANK_AVX512)
+INLINE void transpose16(vi r[16]) {
+    __m512i t[16], u[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(u[i], u[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(u[i], u[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+#else
+INLINE void transpose16(vi r[16]) {
+    int32_t t[16][16];
+    for (int i = 0; i < 16; i++) vi_store(t[i], r[i]);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            int32_t x = t[i][j];
+            t[i][j] = t[j][i];
+            t[j][i] = x;
+        }
+    for (int i = 0; i < 16; i++) r[i] = vi_load(t[i]);
+}
+#endif
+
+INLINE vi swap_halves(vi x) { return vi_or(vi_sll(x, 16), vi_srl(x, 16)); }
+
+// Sixteen units along k of one row of elements; `left` elements remain.
+INLINE vi units_of_row(const void *p, size_t left, int type, int bf16) {
+    if (!bf16) return vf_as_vi(v_load_part(p, left, type));
+    if (left >= 2 * LANES) return swap_halves(vi_load(p));
+    uint16_t t[2 * LANES] = {0};
+    memcpy(t, p, left * 2);
+    return swap_halves(vi_load(t));
+}
+
+// Sixteen columns of a unit of k, of elements whose columns are contiguous: row k, or rows k and k + 1.
+INLINE vi units_of_columns(const void *row0, const void *row1, size_t left, int type, int bf16) {
+    if (!bf16) return vf_as_vi(v_load_part(row0, left, type));
+    uint16_t t[2][LANES] = {{0}};
+    const uint16_t *p0 = row0, *p1 = row1;
+    if (left < LANES) {
+        memcpy(t[0], row0, left * 2);
+        if (row1) memcpy(t[1], row1, left * 2);
+        p0 = t[0];
+        p1 = t[1];
+    }
+    vi high = vi_sll(vi_load_u16(p0), 16);
+    return p1 ? vi_or(high, vi_load_u16(p1)) : high;
+}
+
+// Packs `count` lines of `k` elements, each line contiguous, into [ku][width], zeros for lines beyond.
+INLINE void pack_lines(uint32_t *dst, size_t width, const void *src, size_t ld, int type, size_t count,
+                       size_t k, int bf16) {
+    size_t per_unit = bf16 ? 2 : 1, ku = units(k, bf16);
+    for (size_t line = 0; line < width; line += LANES) {
+        size_t lines = count > line ? count - line : 0;
+        if (lines > LANES) lines = LANES;
+        size_t store = width - line < LANES ? width - line : LANES;
+        for (size_t u = 0; u < ku; u += LANES) {
+            vi r[LANES];
+            for (size_t i = 0; i < LANES; i++)
+                r[i] = i < lines ? units_of_row(at(src, (line + i) * ld + u * per_unit, type), k - u * per_unit, type, bf16)
+                                 : vi_set1(0);
+            transpose16(r);
+            size_t rows = ku - u < LANES ? ku - u : LANES;
+            for (size_t j = 0; j < rows; j++) {
+                float *to = (float *)(dst + (u + j) * width + line);
+                if (store == LANES) vf_store(to, vi_as_vf(r[j]));
+                else vf_store_n(to, vi_as_vf(r[j]), (int)store);
+            }
+        }
+    }
+}
+
+// Packs `count` columns of `k` rows, columns contiguous, into [ku][width], zeros for columns beyond.
+INLINE void pack_columns(uint32_t *dst, size_t width, const void *src, size_t ld, int type, size_t count,
+                         size_t k, int bf16) {
+    size_t per_unit = bf16 ? 2 : 1, ku = units(k, bf16);
+    for (size_t u = 0; u < ku; u++) {
+        const void *row0 = at(src, u * per_unit * ld, type);
+        const void *row1 = bf16 && 2 * u + 1 < k ? at(src, (2 * u + 1) * ld, type) : NULL;
+        for (size_t c = 0; c < width; c += LANES) {
+            size_t left = count > c ? count - c : 0;
+            vi x = left ? units_of_columns(at(row0, c, type), row1 ? at(row1, c, type) : NULL, left, type, bf16)
+                        : vi_set1(0);
+            float *to = (float *)(dst + u * width + c);
+            if (width - c >= LANES) vf_store(to, vi_as_vf(x));
+            else vf_store_n(to, vi_as_vf(x), (int)(width - c));
+        }
+    }
+}
+
+// Rows row0.. (mr of them) of the logical A[m, k], k-range [k0, k0 + k).
+INLINE void pack_a_tile(uint32_t *dst, const struct gemm_operand *a, size_t row0, size_t mr, size_t k0,
+                        size_t k, int bf16) {
+    if (a->transposed)
+        pack_columns(dst, mr, at(a->data, k0 * a->ld + row0, a->type), a->ld, a->type, mr, k, bf16);
+    else
+        pack_lines(dst, mr, at(a->data, row0 * a->ld + k0, a->type), a->ld, a->type, mr, k, bf16);
+}
+
+// Columns col0.. (count of them, the rest zeros) of the logical B[k, n], k-range [k0, k0 + k).
+INLINE void pack_b_panel(uint32_t *dst, size_t width, const struct gemm_operand *b, size_t col0, size_t count,
+                         size_t k0, size_t k, int bf16) {
+    if (b->transposed)
+        pack_lines(dst, width, at(b->data, col0 * b->ld + k0, b->type), b->ld, b->type, count, k, bf16);
+    else
+        pack_columns(dst, width, at(b->data, k0 * b->ld + col0, b->type), b->ld, b->type, count, k, bf16);
+}
+
+// ---- micro-kernels --------------------------------------------------------------------------------------
+
+#if defined(LOWRANK_AVX512)
+typedef vf acc_t;
+#define acc_load vf_load
+#define acc_store vf_store
+INLINE acc_t step_f32(acc_t acc, uint32_t a, vi b) {
+    return vf_fma(vf_set1(bits_as_float(a)), vi_as_vf(b), acc);
+}
+#if defined(LOWRANK_AVX512BF16)
+INLINE acc_t step_bf16(acc_t acc, uint32_t a, vi b) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32((int32_t)a), (__m512bh)b);
+}
+#define FLUSH_BEGIN
+#define FLUSH_END
+#else
+INLINE acc_t step_bf16(acc_t acc, uint32_t a, vi b) {
+    vi high = vi_set1((int32_t)0xffff0000);
+    acc = vf_fma(vf_set1(bits_as_float(a & 0xffff0000u)), vi_as_vf(vi_and(b, high)), acc);
+    return vf_fma(vf_set1(bits_as_float(a << 16)), vi_as_vf(vi_sll(b, 16)), acc);
+}
+// Denormal operands and results count as zero, as in vdpbf16ps.
+#define FLUSH_BEGIN unsigned mxcsr = _mm_getcsr(); _mm_setcsr(mxcsr | 0x8040)
+#define FLUSH_END _mm_setcsr(mxcsr)
+#endif
+#elif defined(LOWRANK_AVX2)
+INLINE vf step_f32(vf acc, uint32_t a, vi b) { return vf_fma(vf_set1(bits_as_float(a)), vi_as_vf(b), acc); }
+INLINE vf step_bf16(vf acc, uint32_t a, vi b) {
+    vi high = vi_set1((int32_t)0xffff0000);
+    acc = vf_fma(vf_set1(bits_as_float(a & 0xffff0000u)), vi_as_vf(vi_and(b, high)), acc);
+    return vf_fma(vf_set1(bits_as_float(a << 16)), vi_as_vf(vi_sll(b, 16)), acc);
+}
+#define FLUSH_BEGIN unsigned mxcsr = _mm_getcsr(); _mm_setcsr(mxcsr | 0x8040)
+#define FLUSH_END _mm_setcsr(mxcsr)
+#else
+INLINE float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+INLINE vf step_f32(vf acc, uint32_t a, vi b) { return vf_fma(vf_set1(bits_as_float(a)), vi_as_vf(b), acc); }
+INLINE vf step_bf16(vf acc, uint32_t a, vi b) {
+    float a0 = flushed(bits_as_float(a & 0xffff0000u)), a1 = flushed(bits_as_float(a << 16));
+    for (int i = 0; i < LANES; i++) {
+        uint32_t u = (uint32_t)b.v[i];
+        float x = flushed(fmaf(a0, flushed(bits_as_float(u & 0xffff0000u)), flushed(acc.v[i])));
+        acc.v[i] = flushed(fmaf(a1, flushed(bits_as_float(u << 16)), x));
+    }
+    return acc;
+}
+#define FLUSH_BEGIN
+#define FLUSH_END
+#endif
+
+// c[mr][nv * 16] (+)= A B over ku units; c starts from zero if `first`.
+INLINE void tile_product(const int mr, const int nv, size_t ku, const uint32_t *a, const uint32_t *b, float *c,
+                         size_t ldc, int first, const int bf16) {
+    vf acc[MR][NV];
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < nv; j++) acc[i][j] = first ? vf_zero() : vf_load(c + (size_t)i * ldc + j * LANES);
+    for (size_t u = 0; u < ku; u++) {
+        vi column[NV];
+#pragma GCC unroll 2
+        for (int j = 0; j < nv; j++) column[j] = vi_load(b + j * LANES);
+#pragma GCC unroll 14
+        for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < nv; j++)
+                acc[i][j] = bf16 ? step_bf16(acc[i][j], a[i], column[j]) : step_f32(acc[i][j], a[i], column[j]);
+        a += mr;
+        b += NR;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < nv; j++) vf_store(c + (size_t)i * ldc + j * LANES, acc[i][j]);
+}
+
+typedef void (*tile_kernel)(size_t ku, const uint32_t *a, const uint32_t *b, float *c, size_t ldc, int first);
+
+#define TILE(mr, nv)                                                                                        \
+    static void tile_f32_##mr##x##nv(size_t ku, const uint32_t *a, const uint32_t *b, float *c, size_t ldc, \
+                                     int first) {                                                           \
+        tile_product(mr, nv, ku, a, b, c, ldc, first, 0);                                                   \
+    }                                                                                                       \
+    static void tile_bf16_##mr##x##nv(size_t ku, const uint32_t *a, const uint32_t *b, float *c,            \
+                                      size_t ldc, int first) {                                              \
+        FLUSH_BEGIN;                                                                                        \
+        tile_product(mr, nv, ku, a, b, c, ldc, first, 1);                                                   \
+        FLUSH_END;                                                                                          \
+    }
+#if MR == 14
+#define FOR_EACH_ROWS(F, nv) \
+    F(1, nv) F(2, nv) F(3, nv) F(4, nv) F(5, nv) F(6, nv) F(7, nv) F(8, nv) F(9, nv) F(10, nv) F(11, nv) F(12, nv) F(13, nv) F(14, nv)
+#elif MR == 6
+#define FOR_EACH_ROWS(F, nv) F(1, nv) F(2, nv) F(3, nv) F(4, nv) F(5, nv) F(6, nv)
+#else
+#define FOR_EACH_ROWS(F, nv) F(1, nv) F(2, nv) F(3, nv) F(4, nv)
+#endif
+#define NAME_F32(mr, nv) tile_f32_##mr##x##nv,
+#define NAME_BF16(mr, nv) tile_bf16_##mr##x##nv,
+FOR_EACH_ROWS(TILE, 1)
+#if NV == 2
+FOR_EACH_ROWS(TILE, 2)
+#endif
+// [bf16][vectors - 1][rows - 1]
+static const tile_kernel TILES[2][NV][MR] = {
+    {{FOR_EACH_ROWS(NAME_F32, 1)},
+#if NV == 2
+     {FOR_EACH_ROWS(NAME_F32, 2)},
+#endif
+    },
+    {{FOR_EACH_ROWS(NAME_BF16, 1)},
+#if NV == 2
+     {FOR_EACH_ROWS(NAME_BF16, 2)},
+#endif
+    }};
+
+INLINE tile_kernel tile_for(size_t mr, size_t columns, int bf16) {
+    int nv = columns > LANES ? NV : 1;
+    return TILES[bf16][nv - 1][mr - 1];
+}
+
+// Rows per tile for m rows: as few tiles as fit, as even as can be.
+INLINE size_t tile_rows(size_t m) {
+    size_t tiles = (m + MR - 1) / MR;
+    return tiles ? (m + tiles - 1) / tiles : 1;
+}
+
+#endif

@@ -1,0 +1,197 @@
+//! Attention: jobs by sequence, head and (forward) range of queries.
+
+use super::bindings::attention_args;
+use super::{Cpu, Shared, ensure, ensure_alike, kernel, type_code, with_scratch};
+use crate::backend::{AttentionShape, Kernels, Sequence};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// Queries per forward job: enough to pay for packing the keys and values, few enough to share out.
+const QUERIES_PER_JOB: usize = 112;
+
+/// The operands' addresses and row lengths.
+struct Operands {
+    q: Shared<u8>,
+    k: Shared<u8>,
+    v: Shared<u8>,
+    out: Shared<u8>,
+    lse: Shared<f32>,
+    q_cols: usize,
+    k_cols: usize,
+    dtype: DType,
+}
+
+impl Operands {
+    /// The arguments for one sequence and query head.
+    fn args(&self, shape: &AttentionShape<'_>, s: &Sequence, head: usize) -> attention_args {
+        let size = self.dtype.size();
+        let kv_head = head / (shape.n_heads / shape.n_kv_heads);
+        let q = (s.q_start * self.q_cols + head * shape.head_dim) * size;
+        let k = (s.k_start * self.k_cols + kv_head * shape.head_dim) * size;
+        attention_args {
+            q: self.q.at(q).cast(),
+            k: self.k.at(k).cast(),
+            v: self.v.at(k).cast(),
+            q_ld: self.q_cols,
+            k_ld: self.k_cols,
+            q_len: s.q_len,
+            k_len: s.k_len,
+            head_dim: shape.head_dim,
+            scale: shape.scale,
+            type_: type_code(self.dtype),
+            out: self.out.at(q).cast(),
+            out_ld: self.q_cols,
+            lse: self.lse.at(s.q_start * shape.n_heads + head),
+            lse_ld: shape.n_heads,
+            dout: std::ptr::null(),
+            dq: std::ptr::null_mut(),
+            dk: std::ptr::null_mut(),
+            dv: std::ptr::null_mut(),
+        }
+    }
+}
+
+fn check(shape: &AttentionShape<'_>, q: &Tensor, k: &Tensor, v: &Tensor, lse: &Tensor) -> Result<()> {
+    let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
+    let heads = n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && (1..=256).contains(&head_dim);
+    ensure(heads, "attention", || format!("{n_heads} heads over {n_kv_heads} of {head_dim} elements"))?;
+    let cols = q.cols() == n_heads * head_dim && k.cols() == n_kv_heads * head_dim && k.shape() == v.shape();
+    ensure(cols && q.dtype() == k.dtype() && q.dtype() == v.dtype(), "attention", || {
+        format!(
+            "queries {:?}, keys {:?}, values {:?} for {n_heads}/{n_kv_heads} heads of {head_dim}",
+            q.shape(),
+            k.shape(),
+            v.shape()
+        )
+    })?;
+    ensure(lse.dtype() == DType::F32 && lse.elements() == q.rows() * n_heads, "attention", || {
+        format!("expected lse f32 [{}, {n_heads}], found {:?}", q.rows(), lse.shape())
+    })?;
+    for s in shape.sequences {
+        let inside = s.q_start + s.q_len <= q.rows() && s.k_start + s.k_len <= k.rows() && s.k_len >= s.q_len;
+        ensure(inside, "attention", || format!("{s:?} with {} queries and {} keys", q.rows(), k.rows()))?;
+    }
+    Ok(())
+}
+
+impl Cpu {
+    pub(super) fn run_attention(
+        &self,
+        out: &mut Tensor,
+        lse: &mut Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        shape: &AttentionShape<'_>,
+    ) -> Result<()> {
+        let dtype = ensure_alike("attention", &[out, q])?;
+        check(shape, q, k, v, lse)?;
+        let operands = Operands {
+            q: Shared(q.host_bytes().cast_mut()),
+            k: Shared(k.host_bytes().cast_mut()),
+            v: Shared(v.host_bytes().cast_mut()),
+            out: Shared(out.host_bytes_mut()?),
+            lse: Shared(lse.host_mut()?),
+            q_cols: q.cols(),
+            k_cols: k.cols(),
+            dtype,
+        };
+        let mut jobs = Vec::new();
+        for (i, s) in shape.sequences.iter().enumerate() {
+            // Late queries see more keys: hand them out first.
+            for first in (0..s.q_len).step_by(QUERIES_PER_JOB).rev() {
+                jobs.extend((0..shape.n_heads).map(|head| (i, head, first)));
+            }
+        }
+        self.run(jobs.len(), |job| {
+            let (i, head, first) = jobs[job];
+            let s = &shape.sequences[i];
+            let args = operands.args(shape, s, head);
+            // SAFETY: jobs write disjoint rows and columns of `out` and `lse`; ranges were checked.
+            unsafe {
+                let floats = kernel!(self, attention_scratch)(s.q_len, s.k_len, shape.head_dim, 0);
+                with_scratch(floats, |scratch| {
+                    kernel!(self, attention)(&args, first, (first + QUERIES_PER_JOB).min(s.q_len), scratch);
+                });
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn run_attention_backward(
+        &self,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: &mut Tensor,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        shape: &AttentionShape<'_>,
+    ) -> Result<()> {
+        let dtype = ensure_alike("attention_backward", &[dq, dout, q, out])?;
+        ensure_alike("attention_backward", &[dk, dv, k, v])?;
+        check(shape, q, k, v, lse)?;
+        if shape.sequences.iter().map(|s| s.k_len).sum::<usize>() != k.rows() {
+            self.fill(dk, 0.0)?;
+            self.fill(dv, 0.0)?;
+        }
+        // SAFETY: a pure function of its argument.
+        let padded = unsafe { kernel!(self, attention_padded_dim)(shape.head_dim) };
+        let part = k.rows() * padded;
+        let mut dk_parts = self.empty(&[shape.n_heads, part], DType::F32)?;
+        let mut dv_parts = self.empty(&[shape.n_heads, part], DType::F32)?;
+        let parts = [Shared(dk_parts.host_mut::<f32>()?), Shared(dv_parts.host_mut::<f32>()?)];
+        let operands = Operands {
+            q: Shared(q.host_bytes().cast_mut()),
+            k: Shared(k.host_bytes().cast_mut()),
+            v: Shared(v.host_bytes().cast_mut()),
+            out: Shared(out.host_bytes().cast_mut()),
+            lse: Shared(lse.host::<f32>()?.cast_mut()),
+            q_cols: q.cols(),
+            k_cols: k.cols(),
+            dtype,
+        };
+        let (dout, dq) = (Shared(dout.host_bytes().cast_mut()), Shared(dq.host_bytes_mut()?));
+        self.run(shape.sequences.len() * shape.n_heads, |job| {
+            let (s, head) = (&shape.sequences[job / shape.n_heads], job % shape.n_heads);
+            let mut args = operands.args(shape, s, head);
+            let first = (s.q_start * operands.q_cols + head * shape.head_dim) * dtype.size();
+            args.dout = dout.at(first).cast();
+            args.dq = dq.at(first).cast();
+            args.dk = parts[0].at(head * part + s.k_start * padded);
+            args.dv = parts[1].at(head * part + s.k_start * padded);
+            // SAFETY: jobs write disjoint columns of `dq` and disjoint parts; ranges were checked.
+            unsafe {
+                let floats = kernel!(self, attention_scratch)(s.q_len, s.k_len, shape.head_dim, 1);
+                with_scratch(floats, |scratch| kernel!(self, attention_backward)(&args, scratch));
+            }
+        });
+        let outs = [Shared(dk.host_bytes_mut()?), Shared(dv.host_bytes_mut()?)];
+        let group = shape.n_heads / shape.n_kv_heads;
+        self.run(shape.sequences.len() * shape.n_kv_heads * 2, |job| {
+            let (which, job) = (job % 2, job / 2);
+            let (s, head) = (&shape.sequences[job / shape.n_kv_heads], job % shape.n_kv_heads);
+            let from = head * group * part + s.k_start * padded;
+            let to = (s.k_start * operands.k_cols + head * shape.head_dim) * dtype.size();
+            // SAFETY: jobs write disjoint rows and columns of `dk` or `dv`.
+            unsafe {
+                kernel!(self, attention_sum_parts)(
+                    outs[which].at(to).cast(),
+                    operands.k_cols,
+                    type_code(dtype),
+                    parts[which].at(from),
+                    part,
+                    group,
+                    padded,
+                    s.k_len,
+                    shape.head_dim,
+                );
+            }
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,493 @@
+// Made from cpu/kernels.h by tools/regenerate_bindings.sh; do not edit.
+
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_operand {
+    pub data: *const ::core::ffi::c_void,
+    pub ld: usize,
+    pub type_: i32,
+    pub transposed: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_operand"][::core::mem::size_of::<gemm_operand>() - 24usize];
+    ["Alignment of gemm_operand"][::core::mem::align_of::<gemm_operand>() - 8usize];
+    ["Offset of field: gemm_operand::data"][::core::mem::offset_of!(gemm_operand, data) - 0usize];
+    ["Offset of field: gemm_operand::ld"][::core::mem::offset_of!(gemm_operand, ld) - 8usize];
+    ["Offset of field: gemm_operand::type_"][::core::mem::offset_of!(gemm_operand, type_) - 16usize];
+    ["Offset of field: gemm_operand::transposed"]
+        [::core::mem::offset_of!(gemm_operand, transposed) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_term {
+    pub a: *const u32,
+    pub b: gemm_operand,
+    pub k: usize,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 40usize];
+    ["Alignment of gemm_term"][::core::mem::align_of::<gemm_term>() - 8usize];
+    ["Offset of field: gemm_term::a"][::core::mem::offset_of!(gemm_term, a) - 0usize];
+    ["Offset of field: gemm_term::b"][::core::mem::offset_of!(gemm_term, b) - 8usize];
+    ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 32usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_args {
+    pub terms: *const gemm_term,
+    pub n_terms: usize,
+    pub m: usize,
+    pub n: usize,
+    pub out: *mut ::core::ffi::c_void,
+    pub ldo: usize,
+    pub out_type: i32,
+    pub bf16: i32,
+    pub accumulate: i32,
+    pub scale: f32,
+    pub bias: *const ::core::ffi::c_void,
+    pub bias_type: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_args"][::core::mem::size_of::<gemm_args>() - 80usize];
+    ["Alignment of gemm_args"][::core::mem::align_of::<gemm_args>() - 8usize];
+    ["Offset of field: gemm_args::terms"][::core::mem::offset_of!(gemm_args, terms) - 0usize];
+    ["Offset of field: gemm_args::n_terms"][::core::mem::offset_of!(gemm_args, n_terms) - 8usize];
+    ["Offset of field: gemm_args::m"][::core::mem::offset_of!(gemm_args, m) - 16usize];
+    ["Offset of field: gemm_args::n"][::core::mem::offset_of!(gemm_args, n) - 24usize];
+    ["Offset of field: gemm_args::out"][::core::mem::offset_of!(gemm_args, out) - 32usize];
+    ["Offset of field: gemm_args::ldo"][::core::mem::offset_of!(gemm_args, ldo) - 40usize];
+    ["Offset of field: gemm_args::out_type"][::core::mem::offset_of!(gemm_args, out_type) - 48usize];
+    ["Offset of field: gemm_args::bf16"][::core::mem::offset_of!(gemm_args, bf16) - 52usize];
+    ["Offset of field: gemm_args::accumulate"][::core::mem::offset_of!(gemm_args, accumulate) - 56usize];
+    ["Offset of field: gemm_args::scale"][::core::mem::offset_of!(gemm_args, scale) - 60usize];
+    ["Offset of field: gemm_args::bias"][::core::mem::offset_of!(gemm_args, bias) - 64usize];
+    ["Offset of field: gemm_args::bias_type"][::core::mem::offset_of!(gemm_args, bias_type) - 72usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_args {
+    pub q: *const ::core::ffi::c_void,
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub q_ld: usize,
+    pub k_ld: usize,
+    pub q_len: usize,
+    pub k_len: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub type_: i32,
+    pub out: *mut ::core::ffi::c_void,
+    pub out_ld: usize,
+    pub lse: *mut f32,
+    pub lse_ld: usize,
+    pub dout: *const ::core::ffi::c_void,
+    pub dq: *mut ::core::ffi::c_void,
+    pub dk: *mut f32,
+    pub dv: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_args"][::core::mem::size_of::<attention_args>() - 136usize];
+    ["Alignment of attention_args"][::core::mem::align_of::<attention_args>() - 8usize];
+    ["Offset of field: attention_args::q"][::core::mem::offset_of!(attention_args, q) - 0usize];
+    ["Offset of field: attention_args::k"][::core::mem::offset_of!(attention_args, k) - 8usize];
+    ["Offset of field: attention_args::v"][::core::mem::offset_of!(attention_args, v) - 16usize];
+    ["Offset of field: attention_args::q_ld"][::core::mem::offset_of!(attention_args, q_ld) - 24usize];
+    ["Offset of field: attention_args::k_ld"][::core::mem::offset_of!(attention_args, k_ld) - 32usize];
+    ["Offset of field: attention_args::q_len"][::core::mem::offset_of!(attention_args, q_len) - 40usize];
+    ["Offset of field: attention_args::k_len"][::core::mem::offset_of!(attention_args, k_len) - 48usize];
+    ["Offset of field: attention_args::head_dim"]
+        [::core::mem::offset_of!(attention_args, head_dim) - 56usize];
+    ["Offset of field: attention_args::scale"][::core::mem::offset_of!(attention_args, scale) - 64usize];
+    ["Offset of field: attention_args::type_"][::core::mem::offset_of!(attention_args, type_) - 68usize];
+    ["Offset of field: attention_args::out"][::core::mem::offset_of!(attention_args, out) - 72usize];
+    ["Offset of field: attention_args::out_ld"][::core::mem::offset_of!(attention_args, out_ld) - 80usize];
+    ["Offset of field: attention_args::lse"][::core::mem::offset_of!(attention_args, lse) - 88usize];
+    ["Offset of field: attention_args::lse_ld"][::core::mem::offset_of!(attention_args, lse_ld) - 96usize];
+    ["Offset of field: attention_args::dout"][::core::mem::offset_of!(attention_args, dout) - 104usize];
+    ["Offset of field: attention_args::dq"][::core::mem::offset_of!(attention_args, dq) - 112usize];
+    ["Offset of field: attention_args::dk"][::core::mem::offset_of!(attention_args, dk) - 120usize];
+    ["Offset of field: attention_args::dv"][::core::mem::offset_of!(attention_args, dv) - 128usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct rope_args {
+    pub x: *mut ::core::ffi::c_void,
+    pub rows: usize,
+    pub n_heads: usize,
+    pub head_dim: usize,
+    pub rotary_dim: usize,
+    pub table: *const f32,
+    pub table_rows: usize,
+    pub positions: *const i32,
+    pub type_: i32,
+    pub interleaved: i32,
+    pub inverse: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of rope_args"][::core::mem::size_of::<rope_args>() - 80usize];
+    ["Alignment of rope_args"][::core::mem::align_of::<rope_args>() - 8usize];
+    ["Offset of field: rope_args::x"][::core::mem::offset_of!(rope_args, x) - 0usize];
+    ["Offset of field: rope_args::rows"][::core::mem::offset_of!(rope_args, rows) - 8usize];
+    ["Offset of field: rope_args::n_heads"][::core::mem::offset_of!(rope_args, n_heads) - 16usize];
+    ["Offset of field: rope_args::head_dim"][::core::mem::offset_of!(rope_args, head_dim) - 24usize];
+    ["Offset of field: rope_args::rotary_dim"][::core::mem::offset_of!(rope_args, rotary_dim) - 32usize];
+    ["Offset of field: rope_args::table"][::core::mem::offset_of!(rope_args, table) - 40usize];
+    ["Offset of field: rope_args::table_rows"][::core::mem::offset_of!(rope_args, table_rows) - 48usize];
+    ["Offset of field: rope_args::positions"][::core::mem::offset_of!(rope_args, positions) - 56usize];
+    ["Offset of field: rope_args::type_"][::core::mem::offset_of!(rope_args, type_) - 64usize];
+    ["Offset of field: rope_args::interleaved"][::core::mem::offset_of!(rope_args, interleaved) - 68usize];
+    ["Offset of field: rope_args::inverse"][::core::mem::offset_of!(rope_args, inverse) - 72usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct adamw_args {
+    pub grad_scale: f32,
+    pub decay: f32,
+    pub beta1: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub bias_correction2_sqrt: f32,
+    pub epsilon: f32,
+    pub step_size: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of adamw_args"][::core::mem::size_of::<adamw_args>() - 36usize];
+    ["Alignment of adamw_args"][::core::mem::align_of::<adamw_args>() - 4usize];
+    ["Offset of field: adamw_args::grad_scale"][::core::mem::offset_of!(adamw_args, grad_scale) - 0usize];
+    ["Offset of field: adamw_args::decay"][::core::mem::offset_of!(adamw_args, decay) - 4usize];
+    ["Offset of field: adamw_args::beta1"][::core::mem::offset_of!(adamw_args, beta1) - 8usize];
+    ["Offset of field: adamw_args::one_minus_beta1"]
+        [::core::mem::offset_of!(adamw_args, one_minus_beta1) - 12usize];
+    ["Offset of field: adamw_args::beta2"][::core::mem::offset_of!(adamw_args, beta2) - 16usize];
+    ["Offset of field: adamw_args::one_minus_beta2"]
+        [::core::mem::offset_of!(adamw_args, one_minus_beta2) - 20usize];
+    ["Offset of field: adamw_args::bias_correction2_sqrt"]
+        [::core::mem::offset_of!(adamw_args, bias_correction2_sqrt) - 24usize];
+    ["Offset of field: adamw_args::epsilon"][::core::mem::offset_of!(adamw_args, epsilon) - 28usize];
+    ["Offset of field: adamw_args::step_size"][::core::mem::offset_of!(adamw_args, step_size) - 32usize];
+};
+unsafe extern "C" {
+    pub fn lowrank_table_scalar(table: *mut kernel_table);
+}
+unsafe extern "C" {
+    pub fn lowrank_table_avx2(table: *mut kernel_table);
+}
+unsafe extern "C" {
+    pub fn lowrank_table_avx512(table: *mut kernel_table);
+}
+unsafe extern "C" {
+    pub fn lowrank_table_avx512bf16(table: *mut kernel_table);
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kernel_table {
+    pub isa: *const ::core::ffi::c_char,
+    pub gemm_mr: usize,
+    pub gemm_nr: usize,
+    pub gemm_kc: usize,
+    pub gemm_pack_a_units:
+        ::core::option::Option<unsafe extern "C" fn(m: usize, k: usize, bf16: i32) -> usize>,
+    pub gemm_pack_a: ::core::option::Option<
+        unsafe extern "C" fn(
+            dst: *mut u32,
+            a: *const gemm_operand,
+            m: usize,
+            k: usize,
+            bf16: i32,
+            first: usize,
+            last: usize,
+        ),
+    >,
+    pub gemm_tile_rows: ::core::option::Option<unsafe extern "C" fn(m: usize) -> usize>,
+    pub gemm_scratch:
+        ::core::option::Option<unsafe extern "C" fn(m: usize, first: usize, last: usize) -> usize>,
+    pub gemm_panel: ::core::option::Option<
+        unsafe extern "C" fn(
+            args: *const gemm_args,
+            column: usize,
+            first: usize,
+            last: usize,
+            scratch: *mut f32,
+        ),
+    >,
+    pub attention_scratch: ::core::option::Option<
+        unsafe extern "C" fn(q_len: usize, k_len: usize, head_dim: usize, backward: i32) -> usize,
+    >,
+    pub attention: ::core::option::Option<
+        unsafe extern "C" fn(args: *const attention_args, first: usize, last: usize, scratch: *mut f32),
+    >,
+    pub attention_padded_dim: ::core::option::Option<unsafe extern "C" fn(head_dim: usize) -> usize>,
+    pub attention_sum_parts: ::core::option::Option<
+        unsafe extern "C" fn(
+            out: *mut ::core::ffi::c_void,
+            out_ld: usize,
+            type_: i32,
+            parts: *const f32,
+            part_stride: usize,
+            n_parts: usize,
+            part_ld: usize,
+            rows: usize,
+            cols: usize,
+        ),
+    >,
+    pub attention_backward:
+        ::core::option::Option<unsafe extern "C" fn(args: *const attention_args, scratch: *mut f32)>,
+    pub rms_norm: ::core::option::Option<
+        unsafe extern "C" fn(
+            y: *mut ::core::ffi::c_void,
+            rstd: *mut f32,
+            x: *const ::core::ffi::c_void,
+            weight: *const ::core::ffi::c_void,
+            weight_type: i32,
+            rows: usize,
+            cols: usize,
+            eps: f32,
+            type_: i32,
+        ),
+    >,
+    pub rms_norm_dx: ::core::option::Option<
+        unsafe extern "C" fn(
+            dx: *mut ::core::ffi::c_void,
+            dy: *const ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            rstd: *const f32,
+            weight: *const ::core::ffi::c_void,
+            weight_type: i32,
+            rows: usize,
+            cols: usize,
+            accumulate: i32,
+            type_: i32,
+        ),
+    >,
+    pub rms_norm_dweight: ::core::option::Option<
+        unsafe extern "C" fn(
+            dweight: *mut f32,
+            dy: *const ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            rstd: *const f32,
+            rows: usize,
+            cols: usize,
+            first: usize,
+            last: usize,
+            type_: i32,
+        ),
+    >,
+    pub layer_norm: ::core::option::Option<
+        unsafe extern "C" fn(
+            y: *mut ::core::ffi::c_void,
+            stats: *mut f32,
+            x: *const ::core::ffi::c_void,
+            weight: *const ::core::ffi::c_void,
+            bias: *const ::core::ffi::c_void,
+            weight_type: i32,
+            rows: usize,
+            cols: usize,
+            eps: f32,
+            type_: i32,
+        ),
+    >,
+    pub layer_norm_dx: ::core::option::Option<
+        unsafe extern "C" fn(
+            dx: *mut ::core::ffi::c_void,
+            dy: *const ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            stats: *const f32,
+            weight: *const ::core::ffi::c_void,
+            weight_type: i32,
+            rows: usize,
+            cols: usize,
+            accumulate: i32,
+            type_: i32,
+        ),
+    >,
+    pub layer_norm_dweight: ::core::option::Option<
+        unsafe extern "C" fn(
+            dweight: *mut f32,
+            dy: *const ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            stats: *const f32,
+            rows: usize,
+            cols: usize,
+            first: usize,
+            last: usize,
+            type_: i32,
+        ),
+    >,
+    pub column_sums: ::core::option::Option<
+        unsafe extern "C" fn(
+            out: *mut f32,
+            x: *const ::core::ffi::c_void,
+            rows: usize,
+            cols: usize,
+            first: usize,
+            last: usize,
+            type_: i32,
+        ),
+    >,
+    pub rope: ::core::option::Option<unsafe extern "C" fn(args: *const rope_args)>,
+    pub activation: ::core::option::Option<
+        unsafe extern "C" fn(
+            y: *mut ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            n: usize,
+            kind: i32,
+            type_: i32,
+        ),
+    >,
+    pub activation_backward: ::core::option::Option<
+        unsafe extern "C" fn(
+            dx: *mut ::core::ffi::c_void,
+            dy: *const ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            n: usize,
+            kind: i32,
+            type_: i32,
+        ),
+    >,
+    pub gated: ::core::option::Option<
+        unsafe extern "C" fn(
+            y: *mut ::core::ffi::c_void,
+            gate: *const ::core::ffi::c_void,
+            up: *const ::core::ffi::c_void,
+            n: usize,
+            kind: i32,
+            type_: i32,
+        ),
+    >,
+    pub gated_backward: ::core::option::Option<
+        unsafe extern "C" fn(
+            dgate: *mut ::core::ffi::c_void,
+            dup: *mut ::core::ffi::c_void,
+            dy: *const ::core::ffi::c_void,
+            gate: *const ::core::ffi::c_void,
+            up: *const ::core::ffi::c_void,
+            n: usize,
+            kind: i32,
+            type_: i32,
+        ),
+    >,
+    pub dropout: ::core::option::Option<
+        unsafe extern "C" fn(
+            y: *mut ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            n: usize,
+            first_element: u64,
+            p: f32,
+            key0: u32,
+            key1: u32,
+            accumulate: i32,
+            type_: i32,
+        ),
+    >,
+    pub cross_entropy: ::core::option::Option<
+        unsafe extern "C" fn(
+            losses: *mut f32,
+            dlogits: *mut ::core::ffi::c_void,
+            dlogits_type: i32,
+            logits: *const f32,
+            targets: *const i32,
+            rows: usize,
+            vocabulary: usize,
+            grad_scale: f32,
+        ),
+    >,
+    pub add: ::core::option::Option<
+        unsafe extern "C" fn(
+            out: *mut ::core::ffi::c_void,
+            a: *const ::core::ffi::c_void,
+            b: *const ::core::ffi::c_void,
+            n: usize,
+            type_: i32,
+        ),
+    >,
+    pub scale: ::core::option::Option<
+        unsafe extern "C" fn(out: *mut ::core::ffi::c_void, n: usize, factor: f32, type_: i32),
+    >,
+    pub cast: ::core::option::Option<
+        unsafe extern "C" fn(
+            out: *mut ::core::ffi::c_void,
+            out_type: i32,
+            x: *const ::core::ffi::c_void,
+            type_: i32,
+            n: usize,
+        ),
+    >,
+    pub sum_squares: ::core::option::Option<unsafe extern "C" fn(x: *const f32, n: usize) -> f32>,
+    pub adamw: ::core::option::Option<
+        unsafe extern "C" fn(
+            p: *mut f32,
+            g: *const f32,
+            m: *mut f32,
+            v: *mut f32,
+            n: usize,
+            step: *const adamw_args,
+        ),
+    >,
+    pub peak: ::core::option::Option<unsafe extern "C" fn(steps: usize, bf16: i32, sink: *mut f32) -> f64>,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 272usize];
+    ["Alignment of kernel_table"][::core::mem::align_of::<kernel_table>() - 8usize];
+    ["Offset of field: kernel_table::isa"][::core::mem::offset_of!(kernel_table, isa) - 0usize];
+    ["Offset of field: kernel_table::gemm_mr"][::core::mem::offset_of!(kernel_table, gemm_mr) - 8usize];
+    ["Offset of field: kernel_table::gemm_nr"][::core::mem::offset_of!(kernel_table, gemm_nr) - 16usize];
+    ["Offset of field: kernel_table::gemm_kc"][::core::mem::offset_of!(kernel_table, gemm_kc) - 24usize];
+    ["Offset of field: kernel_table::gemm_pack_a_units"]
+        [::core::mem::offset_of!(kernel_table, gemm_pack_a_units) - 32usize];
+    ["Offset of field: kernel_table::gemm_pack_a"]
+        [::core::mem::offset_of!(kernel_table, gemm_pack_a) - 40usize];
+    ["Offset of field: kernel_table::gemm_tile_rows"]
+        [::core::mem::offset_of!(kernel_table, gemm_tile_rows) - 48usize];
+    ["Offset of field: kernel_table::gemm_scratch"]
+        [::core::mem::offset_of!(kernel_table, gemm_scratch) - 56usize];
+    ["Offset of field: kernel_table::gemm_panel"]
+        [::core::mem::offset_of!(kernel_table, gemm_panel) - 64usize];
+    ["Offset of field: kernel_table::attention_scratch"]
+        [::core::mem::offset_of!(kernel_table, attention_scratch) - 72usize];
+    ["Offset of field: kernel_table::attention"][::core::mem::offset_of!(kernel_table, attention) - 80usize];
+    ["Offset of field: kernel_table::attention_padded_dim"]
+        [::core::mem::offset_of!(kernel_table, attention_padded_dim) - 88usize];
+    ["Offset of field: kernel_table::attention_sum_parts"]
+        [::core::mem::offset_of!(kernel_table, attention_sum_parts) - 96usize];
+    ["Offset of field: kernel_table::attention_backward"]
+        [::core::mem::offset_of!(kernel_table, attention_backward) - 104usize];
+    ["Offset of field: kernel_table::rms_norm"][::core::mem::offset_of!(kernel_table, rms_norm) - 112usize];
+    ["Offset of field: kernel_table::rms_norm_dx"]
+        [::core::mem::offset_of!(kernel_table, rms_norm_dx) - 120usize];
+    ["Offset of field: kernel_table::rms_norm_dweight"]
+        [::core::mem::offset_of!(kernel_table, rms_norm_dweight) - 128usize];
+    ["Offset of field: kernel_table::layer_norm"]
+        [::core::mem::offset_of!(kernel_table, layer_norm) - 136usize];
+    ["Offset of field: kernel_table::layer_norm_dx"]
+        [::core::mem::offset_of!(kernel_table, layer_norm_dx) - 144usize];
+    ["Offset of field: kernel_table::layer_norm_dweight"]
+        [::core::mem::offset_of!(kernel_table, layer_norm_dweight) - 152usize];
+    ["Offset of field: kernel_table::column_sums"]
+        [::core::mem::offset_of!(kernel_table, column_sums) - 160usize];
+    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 168usize];
+    ["Offset of field: kernel_table::activation"]
+        [::core::mem::offset_of!(kernel_table, activation) - 176usize];
+    ["Offset of field: kernel_table::activation_backward"]
+        [::core::mem::offset_of!(kernel_table, activation_backward) - 184usize];
+    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 192usize];
+    ["Offset of field: kernel_table::gated_backward"]
+        [::core::mem::offset_of!(kernel_table, gated_backward) - 200usize];
+    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 208usize];
+    ["Offset of field: kernel_table::cross_entropy"]
+        [::core::mem::offset_of!(kernel_table, cross_entropy) - 216usize];
+    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 224usize];
+    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 232usize];
+    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 240usize];
+    ["Offset of field: kernel_table::sum_squares"]
+        [::core::mem::offset_of!(kernel_table, sum_squares) - 248usize];
+    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 256usize];
+    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 264usize];
+};

@@ -1,0 +1,156 @@
+//! Matrix products: operands packed and column panels computed in parallel.
+
+use super::bindings::{gemm_args, gemm_operand, gemm_term};
+use super::{Cpu, Shared, ensure, kernel, type_code, with_scratch};
+use crate::backend::{Gemm, Kernels, Matrix};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::tensor::Tensor;
+use std::borrow::Cow;
+
+/// Row tiles per job, so that a job's accumulators stay in the second-level cache.
+const TILES_PER_JOB: usize = 40;
+
+/// Products below this many multiplications run on the calling thread.
+const SERIAL_WORK: usize = 1 << 17;
+
+fn operand(matrix: &Matrix<'_>) -> gemm_operand {
+    let Matrix::Dense { tensor, transposed } = *matrix;
+    gemm_operand {
+        data: tensor.host_bytes().cast(),
+        ld: tensor.cols(),
+        type_: type_code(tensor.dtype()),
+        transposed: i32::from(transposed),
+    }
+}
+
+impl Cpu {
+    pub(super) fn run_gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
+        let (m, n) = (out.rows(), out.cols());
+        check(out, gemm)?;
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let bf16 = gemm.terms.iter().all(|t| dtype(&t.a) == DType::BF16);
+        let converted: Vec<Cow<'_, Tensor>> =
+            gemm.terms.iter().map(|t| self.in_type(&t.b, bf16)).collect::<Result<_>>()?;
+        let mut packed = Vec::with_capacity(gemm.terms.len());
+        let mut terms = Vec::with_capacity(gemm.terms.len());
+        for (term, b) in gemm.terms.iter().zip(&converted) {
+            let k = term.a.shape().1;
+            let a = self.pack_a(&term.a, m, k, bf16)?;
+            let Matrix::Dense { transposed, .. } = term.b;
+            let b = operand(&Matrix::Dense { tensor: b, transposed });
+            terms.push(gemm_term { a: a.host_bytes().cast(), b, k });
+            packed.push(a);
+        }
+        let args = gemm_args {
+            terms: terms.as_ptr(),
+            n_terms: terms.len(),
+            m,
+            n,
+            ldo: n,
+            out_type: type_code(out.dtype()),
+            out: out.host_bytes_mut()?.cast(),
+            bf16: i32::from(bf16),
+            accumulate: i32::from(gemm.accumulate),
+            scale: gemm.scale,
+            bias: gemm.bias.map_or(std::ptr::null(), |b| b.host_bytes().cast()),
+            bias_type: gemm.bias.map_or(0, |b| type_code(b.dtype())),
+        };
+        let work = m * n * gemm.terms.iter().map(|t| t.a.shape().1).sum::<usize>();
+        self.run_panels(&args, work);
+        Ok(())
+    }
+
+    /// The operand's tensor in a type that the arithmetic takes.
+    fn in_type<'a>(&self, matrix: &Matrix<'a>, bf16: bool) -> Result<Cow<'a, Tensor>> {
+        let Matrix::Dense { tensor, .. } = *matrix;
+        if !bf16 || tensor.dtype() == DType::BF16 {
+            return Ok(Cow::Borrowed(tensor));
+        }
+        let mut out = self.empty(tensor.shape(), DType::BF16)?;
+        self.cast(&mut out, tensor)?;
+        Ok(Cow::Owned(out))
+    }
+
+    fn tiles(&self, m: usize) -> usize {
+        // SAFETY: a pure function of its argument.
+        m.div_ceil(unsafe { kernel!(self, gemm_tile_rows)(m) })
+    }
+
+    fn pack_a(&self, a: &Matrix<'_>, m: usize, k: usize, bf16: bool) -> Result<Tensor> {
+        // SAFETY: a pure function of its arguments.
+        let units = unsafe { kernel!(self, gemm_pack_a_units)(m, k, i32::from(bf16)) };
+        let mut packed = self.empty(&[units], DType::F32)?;
+        let to = Shared(packed.host_mut::<f32>()?);
+        let a = operand(a);
+        let a = Shared(std::ptr::from_ref(&a).cast_mut());
+        let tiles = self.tiles(m);
+        let chunk = if m * k < SERIAL_WORK / 4 { tiles } else { tiles.div_ceil(2 * self.threads) };
+        self.run(tiles.div_ceil(chunk), |i| {
+            let last = ((i + 1) * chunk).min(tiles);
+            // SAFETY: a tile's units are written by the one job that has the tile; `a` outlives the jobs.
+            unsafe {
+                kernel!(self, gemm_pack_a)(to.at(0).cast(), a.at(0), m, k, i32::from(bf16), i * chunk, last)
+            };
+        });
+        Ok(packed)
+    }
+
+    fn run_panels(&self, args: &gemm_args, work: usize) {
+        let width = self.table.gemm_nr;
+        let m = args.m;
+        let panels = args.n.div_ceil(width);
+        let tiles = self.tiles(m);
+        let mut tiles_per_job = tiles.min(TILES_PER_JOB);
+        if panels < 3 * self.threads && self.threads > 1 {
+            let row_jobs = (4 * self.threads).div_ceil(panels);
+            tiles_per_job = tiles_per_job.min(tiles.div_ceil(row_jobs)).max(1);
+        }
+        let row_jobs = tiles.div_ceil(tiles_per_job);
+        let shared = Shared(std::ptr::from_ref(args).cast_mut());
+        let job = |i: usize| {
+            let (panel, first) = (i / row_jobs, i % row_jobs * tiles_per_job);
+            let last = (first + tiles_per_job).min(tiles);
+            // SAFETY: a pure function of its arguments.
+            let floats = unsafe { kernel!(self, gemm_scratch)(m, first, last) };
+            // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
+            with_scratch(floats, |scratch| unsafe {
+                kernel!(self, gemm_panel)(shared.at(0), panel * width, first, last, scratch);
+            });
+        };
+        if work < SERIAL_WORK {
+            (0..panels * row_jobs).for_each(job);
+        } else {
+            self.run(panels * row_jobs, job);
+        }
+    }
+}
+
+fn dtype(matrix: &Matrix<'_>) -> DType {
+    let Matrix::Dense { tensor, .. } = matrix;
+    tensor.dtype()
+}
+
+fn check(out: &Tensor, gemm: &Gemm<'_>) -> Result<()> {
+    let (m, n) = (out.rows(), out.cols());
+    ensure(matches!(out.dtype(), DType::F32 | DType::BF16), "gemm", || {
+        format!("expected an f32 or bf16 result, found {}", out.dtype())
+    })?;
+    for term in gemm.terms {
+        let ((am, ak), (bk, bn)) = (term.a.shape(), term.b.shape());
+        ensure((am, bn) == (m, n) && ak == bk, "gemm", || {
+            format!("[{am}, {ak}] times [{bk}, {bn}] into [{m}, {n}]")
+        })?;
+        ensure(dtype(&term.a).is_float() && dtype(&term.b).is_float(), "gemm", || {
+            format!("expected float operands, found {} and {}", dtype(&term.a), dtype(&term.b))
+        })?;
+    }
+    if let Some(bias) = gemm.bias {
+        ensure(bias.elements() == n && bias.dtype().is_float(), "gemm", || {
+            format!("expected a float bias of {n}, found {:?} {}", bias.shape(), bias.dtype())
+        })?;
+    }
+    Ok(())
+}
