@@ -7,6 +7,7 @@
 //!    CPU's SIMD kernels implement it.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod adapter;
 pub mod arena;
 pub mod autograd;
 pub mod backend;

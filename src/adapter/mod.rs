@@ -1,0 +1,9 @@
+//! Adapters: what is trained on top of a frozen base, in PEFT's terms and files.
+
+pub mod config;
+pub mod io;
+pub mod lora;
+pub mod target;
+
+pub use config::{Bias, InitLoraWeights, LoraConfig, TargetModules};
+pub use target::{Target, select_targets};

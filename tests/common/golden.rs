@@ -1,0 +1,80 @@
+//! Files under tests/golden, made by tools/make_golden.py from transformers and PEFT.
+
+use lowrank::model::Batch;
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+
+/// Families with a base model.
+pub const FAMILIES: [&str; 8] = [
+    "gpt2",
+    "llama",
+    "llama_bias",
+    "llama_rope_parameters",
+    "llama_rope_scaling",
+    "mistral",
+    "qwen2",
+    "qwen3",
+];
+
+/// The folder of golden files.
+pub fn path(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(relative)
+}
+
+/// The LoRA variants of a family, by folder name.
+pub fn variants(family: &str) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(path(family))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("adapter_config.json").is_file())
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A safetensors file of expected values.
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn open(relative: &str) -> Self {
+        Golden(std::fs::read(path(relative)).unwrap())
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.0).unwrap()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.tensors().names().into_iter().map(|n| n.to_string()).collect()
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap_or_else(|_| panic!("golden tensor {name}"));
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap_or_else(|_| panic!("golden tensor {name}"));
+        view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+    }
+
+    /// The two sequences of this file, every token predicted.
+    pub fn batch(&self) -> Batch {
+        let mut batch = Batch::new();
+        for name in ["input_ids.0", "input_ids.1"] {
+            let ids = self.ids(name);
+            let labels: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+            batch.push(&ids, &labels);
+        }
+        batch
+    }
+}
+
+/// The largest difference.
+pub fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}

@@ -1,0 +1,101 @@
+//! Adapters that PEFT wrote load here, with the same logits, loss, gradients and greedy tokens; adapters
+//! written here have PEFT's names and bytes.
+
+mod common;
+
+use common::golden::{FAMILIES, Golden, path, variants, worst};
+use lowrank::DType;
+use lowrank::adapter::io::{load_adapter, peft_key, save_adapter};
+use lowrank::backend::cpu::Cpu;
+use lowrank::model::Model;
+use serde_json::Value;
+
+#[test]
+fn adapters_of_peft_give_its_numbers() {
+    let backend = Cpu::new(None).unwrap();
+    let mut seen = 0;
+    for family in FAMILIES {
+        for variant in variants(family) {
+            let what = format!("{family}/{variant}");
+            let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
+            load_adapter(&mut model, &path(&what)).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let golden = Golden::open(&format!("{what}/golden.safetensors"));
+            let base = Golden::open(&format!("{family}/golden.safetensors"));
+            let batch = base.batch();
+            let ours = backend.to_vec::<f32>(&model.logits(&batch).unwrap()).unwrap();
+            let difference = worst(&ours, &[golden.f32("logits.0"), golden.f32("logits.1")].concat());
+            assert!(difference < 2e-5, "{what}: logits differ by {difference}");
+            model.params.zero_grads().unwrap();
+            let losses = model.train_step(&batch, 1.0 / batch.counted() as f32, None).unwrap();
+            let losses = backend.to_vec::<f32>(&losses).unwrap();
+            let loss = losses.iter().sum::<f32>() / losses.len() as f32;
+            assert!((loss - golden.f32("loss")[0]).abs() < 2e-5, "{what}: loss {loss}");
+            let mut expected: Vec<_> =
+                golden.names().into_iter().filter(|n| n.starts_with("gradient.")).collect();
+            for id in model.params.ids() {
+                let name = format!("gradient.{}", peft_key(&model.params, &model.params.info(id).name));
+                let ours = backend.to_vec::<f32>(&model.params.grad(id).unwrap()).unwrap();
+                let difference = worst(&ours, &golden.f32(&name));
+                assert!(difference < 1e-5, "{what}: {name} differs by {difference}");
+                expected.retain(|n| *n != name);
+            }
+            assert!(expected.is_empty(), "{what}: no gradient of {expected:?}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 20, "only {seen} adapters were found");
+}
+
+#[test]
+fn greedy_tokens_with_an_adapter() {
+    let backend = Cpu::new(None).unwrap();
+    for family in FAMILIES {
+        for variant in variants(family) {
+            let what = format!("{family}/{variant}");
+            let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
+            load_adapter(&mut model, &path(&what)).unwrap();
+            let golden = Golden::open(&format!("{what}/golden.safetensors"));
+            let prompt = golden.ids("greedy.prompt");
+            let mut cache = model.kv_cache(64).unwrap();
+            let mut logits = model.extend(&prompt, &mut cache).unwrap();
+            for (i, want) in golden.ids("greedy.tokens").iter().enumerate() {
+                let row = backend.to_vec::<f32>(&logits).unwrap();
+                let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+                assert_eq!(best as u32, *want, "{what}: token {i}");
+                logits = model.extend(&[*want], &mut cache).unwrap();
+            }
+        }
+    }
+}
+
+/// The same JSON with sets sorted, as this crate writes them.
+fn with_sorted_sets(text: &str) -> Value {
+    let mut value: Value = serde_json::from_str(text).unwrap();
+    for key in ["target_modules", "exclude_modules"] {
+        if let Some(list) = value[key].as_array_mut() {
+            list.sort_by_key(|v| v.as_str().unwrap().to_string());
+        }
+    }
+    value
+}
+
+#[test]
+fn a_loaded_adapter_is_written_as_peft_wrote_it() {
+    let backend = Cpu::new(None).unwrap();
+    for family in FAMILIES {
+        for variant in variants(family) {
+            let what = format!("{family}/{variant}");
+            let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
+            let config = load_adapter(&mut model, &path(&what)).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            save_adapter(&model, &config, folder.path()).unwrap();
+            let ours = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+            let theirs = std::fs::read_to_string(path(&what).join("adapter_config.json")).unwrap();
+            let expected = serde_json::to_string_pretty(&with_sorted_sets(&theirs)).unwrap();
+            assert_eq!(ours, expected, "{what}");
+            let ours = std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap();
+            let theirs = std::fs::read(path(&what).join("adapter_model.safetensors")).unwrap();
+            assert!(ours == theirs, "{what}: adapter_model.safetensors differs");
+        }
+    }
+}
