@@ -15,12 +15,15 @@ pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod fs;
+pub mod generate;
 pub mod math;
 pub mod model;
 pub mod ops;
+pub mod optim;
 pub mod param;
 pub mod rng;
 pub mod tensor;
+pub mod train;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

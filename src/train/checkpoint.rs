@@ -1,0 +1,208 @@
+//! Checkpoints: everything that a run needs to go on with the same bits.
+//!
+//! A folder `checkpoint-N` holds the adapter (or the whole model) as it would be saved at the end, in f32;
+//! `optimizer.safetensors` with both moments of every parameter; and `trainer_state.json` with the place in
+//! the data, the settings and the history. It is built under another name and renamed when whole.
+
+use super::arguments::Method;
+use crate::adapter::io::{ADAPTER_FILE, peft_key, save_adapter, write_tensors};
+use crate::data::loader::LoaderState;
+use crate::error::{Error, Result};
+use crate::fs::{read_text, sync_folder, temporary_sibling, write_atomic_bytes};
+use crate::model::{Checkpoint, Model};
+use crate::optim::AdamWState;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const STATE_FILE: &str = "trainer_state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const MODEL_FILE: &str = "model.safetensors";
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its loss.
+    pub eval_loss: f64,
+    /// When it was.
+    pub step: usize,
+    /// Evaluations since then.
+    pub evaluations_since: usize,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Optimizer steps done.
+    pub global_step: usize,
+    /// Tokens read.
+    pub tokens: u64,
+    /// The place in the data.
+    pub loader: LoaderState,
+    /// The settings that the numbers follow from.
+    pub settings: Value,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+}
+
+/// The folder of the checkpoint after `step` steps.
+pub fn checkpoint_dir(output: &Path, step: usize) -> PathBuf {
+    output.join(format!("checkpoint-{step}"))
+}
+
+/// The checkpoints of a run, oldest first.
+pub fn checkpoints(output: &Path) -> Vec<(usize, PathBuf)> {
+    let mut found: Vec<(usize, PathBuf)> = fs::read_dir(output)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let step = entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
+            entry.path().join(STATE_FILE).is_file().then(|| (step, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// The newest checkpoint of a run.
+pub fn latest_checkpoint(output: &Path) -> Option<PathBuf> {
+    checkpoints(output).pop().map(|(_, path)| path)
+}
+
+/// Writes what is trained: the adapter, or the whole model's parameters in f32.
+///
+/// # Errors
+/// When a file can't be written.
+pub fn save_trained(model: &Model, method: &Method, dir: &Path) -> Result<()> {
+    match method {
+        Method::Lora(config) => save_adapter(model, config, dir),
+        Method::Full => {
+            let mut tensors = BTreeMap::new();
+            for id in model.params.ids() {
+                let info = model.params.info(id);
+                tensors.insert(info.name.clone(), (info.shape.clone(), model.params.to_vec(id)?));
+            }
+            write_tensors(&dir.join(MODEL_FILE), &tensors)
+        }
+    }
+}
+
+/// Reads what [`save_trained`] wrote into the model's parameters.
+///
+/// # Errors
+/// When a tensor is missing or of another shape.
+pub fn load_trained(model: &mut Model, method: &Method, dir: &Path) -> Result<()> {
+    let file = dir.join(match method {
+        Method::Lora(_) => ADAPTER_FILE,
+        Method::Full => MODEL_FILE,
+    });
+    let checkpoint = Checkpoint::open_file(&file)?;
+    for id in model.params.ids() {
+        let name = model.params.info(id).name.clone();
+        let key = match method {
+            Method::Lora(_) => peft_key(&model.params, &name),
+            Method::Full => name,
+        };
+        let values = model.backend.to_f32(&checkpoint.tensor(&key)?)?;
+        model.params.set(id, &values)?;
+    }
+    Ok(())
+}
+
+/// Writes a checkpoint; returns its folder.
+///
+/// # Errors
+/// When a file can't be written; nothing is left behind then.
+pub fn save(
+    output: &Path,
+    model: &Model,
+    method: &Method,
+    optimizer: &AdamWState,
+    state: &TrainerState,
+) -> Result<PathBuf> {
+    let dir = checkpoint_dir(output, state.global_step);
+    let temporary = temporary_sibling(&dir)?;
+    let written = (|| {
+        fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        save_trained(model, method, &temporary)?;
+        save_optimizer(model, optimizer, &temporary)?;
+        let text = serde_json::to_string_pretty(state).map_err(|e| Error::format(&dir, e.to_string()))?;
+        write_atomic_bytes(&temporary.join(STATE_FILE), text.as_bytes())?;
+        if dir.exists() {
+            fs::remove_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        }
+        fs::rename(&temporary, &dir).map_err(|e| Error::io(&dir, e))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written?;
+    sync_folder(&dir);
+    Ok(dir)
+}
+
+fn save_optimizer(model: &Model, optimizer: &AdamWState, dir: &Path) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for info in model.params.infos() {
+        for (name, moments) in [("exp_avg", &optimizer.m), ("exp_avg_sq", &optimizer.v)] {
+            let values = model.backend.to_vec(&moments.slice(info.range.clone())?)?;
+            tensors.insert(format!("{name}.{}", info.name), (info.shape.clone(), values));
+        }
+    }
+    write_tensors(&dir.join(OPTIMIZER_FILE), &tensors)
+}
+
+/// Reads a checkpoint into the model's parameters and the optimizer; returns where the run stood.
+///
+/// # Errors
+/// When a file is missing or malformed, or belongs to another model or method.
+pub fn load(
+    dir: &Path,
+    model: &mut Model,
+    method: &Method,
+    optimizer: &mut AdamWState,
+) -> Result<TrainerState> {
+    let path = dir.join(STATE_FILE);
+    if !path.is_file() {
+        return Err(Error::format(dir, format!("expected a checkpoint with {STATE_FILE}, found none")));
+    }
+    let state: TrainerState = serde_json::from_str(&read_text(&path)?)
+        .map_err(|e| Error::format(&path, format!("not a trainer's state: {e}")))?;
+    if let Method::Lora(config) = method {
+        let saved = crate::adapter::LoraConfig::load(dir)?;
+        if saved.to_json() != config.to_json() {
+            return Err(Error::format(
+                dir.join("adapter_config.json"),
+                "the checkpoint's adapter has other settings than this run; resume with the same, or start anew \
+                 from its weights with --init-adapter",
+            ));
+        }
+    }
+    load_trained(model, method, dir)?;
+    let file = Checkpoint::open_file(&dir.join(OPTIMIZER_FILE))?;
+    for info in model.params.infos() {
+        for (name, moments) in [("exp_avg", &optimizer.m), ("exp_avg_sq", &optimizer.v)] {
+            let saved = file.tensor(&format!("{name}.{}", info.name))?;
+            model.backend.cast(&mut moments.slice(info.range.clone())?, &saved)?;
+        }
+    }
+    optimizer.step = state.global_step as u64;
+    Ok(state)
+}
+
+/// Deletes the oldest checkpoints beyond `limit`, sparing the best one.
+///
+/// # Errors
+/// When one can't be deleted.
+pub fn prune(output: &Path, limit: Option<usize>, best: Option<usize>) -> Result<()> {
+    let Some(limit) = limit else { return Ok(()) };
+    let found = checkpoints(output);
+    let excess = found.len().saturating_sub(limit.max(1));
+    for (_, path) in found.into_iter().filter(|(step, _)| Some(*step) != best).take(excess) {
+        fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    }
+    Ok(())
+}

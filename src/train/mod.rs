@@ -1,0 +1,10 @@
+//! Training: the loop, its checkpoints and its record.
+
+pub mod arguments;
+pub mod checkpoint;
+pub mod metrics;
+pub mod trainer;
+
+pub use arguments::{Interval, Method, TrainingArguments};
+pub use checkpoint::latest_checkpoint;
+pub use trainer::{Event, Report, Trainer, evaluate};
