@@ -1,0 +1,115 @@
+//! Forward and backward passes of tiny models, with what they leave as bits.
+
+use super::golden::path;
+use lowrank::DType;
+use lowrank::adapter::LoraConfig;
+use lowrank::adapter::config::{Bias, InitLoraWeights, TargetModules};
+use lowrank::adapter::lora::{attach, attach_full};
+use lowrank::autograd::Dropout;
+use lowrank::backend::Backend;
+use lowrank::model::{Batch, Model};
+use lowrank::rng::{Philox, PhiloxKey, Stream};
+
+/// Which parameters are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// A LoRA adapter on all linear layers, B not zero, with dropout and the model's biases.
+    Lora,
+    /// Everything.
+    Full,
+}
+
+/// A golden family's model with trainable parameters.
+pub fn trainable(family: &str, backend: &Backend, dtype: DType, trained: Trained) -> Model {
+    let mut model = Model::load(&path(family), backend, dtype).unwrap();
+    match trained {
+        Trained::Lora => {
+            let mut config = LoraConfig {
+                r: 5,
+                lora_alpha: 10.0,
+                lora_dropout: 0.2,
+                bias: Bias::All,
+                target_modules: Some(TargetModules::AllLinear),
+                init_lora_weights: InitLoraWeights::Random,
+                ..LoraConfig::default()
+            };
+            attach(&mut model, &mut config, 11).unwrap();
+        }
+        Trained::Full => attach_full(&mut model).unwrap(),
+    }
+    model
+}
+
+/// Random sequences of these lengths over a vocabulary of 97, each a batch of its own; every third token
+/// does not count.
+pub fn sequences(lengths: &[usize]) -> Vec<Batch> {
+    let mut rng = Philox::new(PhiloxKey::new(5, Stream::Dummy, 1));
+    lengths
+        .iter()
+        .map(|len| {
+            let ids: Vec<u32> = (0..*len).map(|_| rng.below(97)).collect();
+            let label = |(i, id): (usize, &u32)| if i % 3 == 0 { -100 } else { *id as i32 };
+            let labels: Vec<i32> = ids.iter().enumerate().map(label).collect();
+            let mut batch = Batch::new();
+            batch.push(&ids, &labels);
+            batch
+        })
+        .collect()
+}
+
+/// The batches' sequences in one batch.
+pub fn joined(batches: &[Batch]) -> Batch {
+    let mut all = Batch::new();
+    for batch in batches {
+        all.input_ids.extend(&batch.input_ids);
+        all.positions.extend(&batch.positions);
+        all.targets.extend(&batch.targets);
+        all.lengths.extend(&batch.lengths);
+    }
+    all
+}
+
+/// The bits of a tensor's elements.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// What a step over micro-batches left.
+#[derive(Debug, PartialEq)]
+pub struct Step {
+    pub losses: Vec<u32>,
+    pub gradients: Vec<(String, Vec<u32>)>,
+}
+
+impl Step {
+    /// Forward and backward over the micro-batches of one step.
+    pub fn run(model: &mut Model, batches: &[Batch]) -> Self {
+        model.params.zero_grads().unwrap();
+        let counted: usize = batches.iter().map(Batch::counted).sum();
+        let (mut losses, mut first_row) = (Vec::new(), 0);
+        for batch in batches {
+            let dropout = Dropout { seed: 1, step: 3, first_row };
+            let tensor = model.train_step(batch, 1.0 / counted as f32, Some(dropout)).unwrap();
+            losses.extend(bits(&model.backend.to_vec::<f32>(&tensor).unwrap()));
+            first_row += batch.tokens();
+        }
+        assert_eq!(losses.len(), counted);
+        let gradients = model.params.ids().map(|id| {
+            let values = model.backend.to_vec::<f32>(&model.params.grad(id).unwrap()).unwrap();
+            let name = model.params.info(id).name.clone();
+            assert!(values.iter().any(|v| *v != 0.0), "{name} has no gradient");
+            (name, bits(&values))
+        });
+        Step { losses, gradients: gradients.collect() }
+    }
+
+    /// Fails at the first difference.
+    pub fn assert_same(&self, other: &Step, what: &str) {
+        assert!(self.losses == other.losses, "{what}: losses differ");
+        assert_eq!(self.gradients.len(), other.gradients.len());
+        for ((name, a), (_, b)) in self.gradients.iter().zip(&other.gradients) {
+            let different = a.iter().zip(b).filter(|(a, b)| a != b).count();
+            assert!(different == 0, "{what}: {different} of {} gradients of {name} differ", a.len());
+        }
+    }
+}
