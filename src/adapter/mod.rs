@@ -3,6 +3,7 @@
 pub mod config;
 pub mod io;
 pub mod lora;
+pub mod merge;
 pub mod target;
 
 pub use config::{Bias, InitLoraWeights, LoraConfig, TargetModules};

@@ -193,7 +193,7 @@ fn leaf_names(modules: &[ModuleInfo]) -> Vec<String> {
 }
 
 /// Levenshtein's distance.
-pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
+pub fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {
@@ -209,7 +209,7 @@ pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 /// The value of the first key that matches the end of the path.
-fn by_pattern<T: Copy>(pattern: &[(String, T)], path: &str, key: &str) -> Result<Option<T>> {
+pub(super) fn by_pattern<T: Copy>(pattern: &[(String, T)], path: &str, key: &str) -> Result<Option<T>> {
     for (expression, value) in pattern {
         if full_match(&format!(r"(.*\.)?({expression})"), path, key)? {
             return Ok(Some(*value));

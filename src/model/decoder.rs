@@ -277,6 +277,18 @@ impl Model {
         all
     }
 
+    /// Number of the base's parameters; a tied head counts once.
+    pub fn base_elements(&self) -> usize {
+        let tied = self.config.tie_word_embeddings;
+        let elements = |m: &ModuleInfo| {
+            let bias = if m.bias { m.out_features } else { 0 };
+            let weight =
+                if m.kind == ModuleKind::Norm { m.out_features } else { m.in_features * m.out_features };
+            weight + bias
+        };
+        self.modules().iter().filter(|m| !(m.is_head && tied)).map(elements).sum()
+    }
+
     /// All linear layers, in the order of [`Model::modules`], the head last.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = Vec::new();

@@ -10,6 +10,7 @@ pub mod load;
 pub mod module;
 pub mod qwen;
 pub mod rope;
+pub mod save;
 
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;

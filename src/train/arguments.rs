@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)]
 pub enum Method {
     /// A LoRA adapter.
     Lora(LoraConfig),

@@ -108,6 +108,11 @@ impl<'a> Trainer<'a> {
         self.total_steps
     }
 
+    /// Steps done so far.
+    pub fn steps_done(&self) -> usize {
+        self.state.global_step
+    }
+
     /// Goes to where the run of a checkpoint stood.
     ///
     /// # Errors

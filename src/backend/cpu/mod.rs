@@ -93,6 +93,7 @@ impl Cpu {
     ///
     /// # Errors
     /// When `LOWRANK_ISA` can't be honoured or threads can't be started.
+    #[allow(clippy::new_ret_no_self)]
     pub fn new(threads: Option<usize>) -> Result<Backend> {
         Self::with_isa(Isa::choose()?, threads)
     }
