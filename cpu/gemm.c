@@ -84,15 +84,29 @@ static void panel(const struct gemm_args *g, size_t column, size_t first, size_t
     store_tile(g, accumulators, row_first, row_last - row_first, column, count);
 }
 
+// As many accumulators as registers hold, and more than the instruction's latency needs.
 static double peak(size_t steps, int32_t bf16, float *sink) {
-    enum { ROWS = MR < 12 ? MR : 12 };
-    uint32_t a[64 * ROWS], b[64 * NR];
-    float c[ROWS * NR];
-    for (size_t i = 0; i < 64 * ROWS; i++) a[i] = 0x3c003c00u + (uint32_t)i;
-    for (size_t i = 0; i < 64 * NR; i++) b[i] = 0x3c003c00u + (uint32_t)i;
-    for (size_t s = 0; s < steps; s++) tile_for(ROWS, NR, bf16)(64, a, b, c, NR, s == 0);
-    *sink = c[0];
-    return (double)steps * 64 * ROWS * NR * (bf16 ? 4 : 2);
+    enum { N = MR < 12 ? MR : 24 };
+    vf acc[N], sum = vf_zero();
+    vi b = vi_set1(0x3c003c00);
+    for (int i = 0; i < N; i++) acc[i] = vf_set1((float)i);
+    if (bf16) {
+        FLUSH_BEGIN;
+        for (size_t s = 0; s < steps; s++) {
+#pragma GCC unroll 24
+            for (int i = 0; i < N; i++) acc[i] = step_bf16(acc[i], 0x3c003c00u, b);
+        }
+        FLUSH_END;
+    } else {
+        for (size_t s = 0; s < steps; s++) {
+#pragma GCC unroll 24
+            for (int i = 0; i < N; i++) acc[i] = step_f32(acc[i], 0x3c003c00u, b);
+        }
+    }
+#pragma GCC unroll 24
+    for (int i = 0; i < N; i++) sum = vf_add(sum, acc[i]);
+    *sink = vf_sum(sum);
+    return (double)steps * N * LANES * (bf16 ? 4 : 2);
 }
 
 void TABLE_FN(gemm)(struct kernel_table *table) {
