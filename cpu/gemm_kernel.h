@@ -189,13 +189,20 @@ INLINE vf step_bf16(vf acc, uint32_t a, vi b) {
 #define FLUSH_END _mm_setcsr(mxcsr)
 #else
 INLINE float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+// Hardware asks whether the result rounded to 24 bits with no least exponent is tiny, so what is below
+// 2^-126 - 2^-151 is flushed even where it rounds up to 2^-126. The sum of doubles is exact around there.
+INLINE float fma_flushed(float a, float b, float c) {
+    float x = fmaf(a, b, c);
+    int tiny = fabsf(x) == 0x1p-126f && fabs((double)a * b + c) < 0x1.ffffffp-127;
+    return tiny ? copysignf(0.0f, x) : flushed(x);
+}
 INLINE vf step_f32(vf acc, uint32_t a, vi b) { return vf_fma(vf_set1(bits_as_float(a)), vi_as_vf(b), acc); }
 INLINE vf step_bf16(vf acc, uint32_t a, vi b) {
     float a0 = flushed(bits_as_float(a & 0xffff0000u)), a1 = flushed(bits_as_float(a << 16));
     for (int i = 0; i < LANES; i++) {
         uint32_t u = (uint32_t)b.v[i];
-        float x = flushed(fmaf(a0, flushed(bits_as_float(u & 0xffff0000u)), flushed(acc.v[i])));
-        acc.v[i] = flushed(fmaf(a1, flushed(bits_as_float(u << 16)), x));
+        float x = fma_flushed(a0, flushed(bits_as_float(u & 0xffff0000u)), flushed(acc.v[i]));
+        acc.v[i] = fma_flushed(a1, flushed(bits_as_float(u << 16)), x);
     }
     return acc;
 }

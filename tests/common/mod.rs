@@ -1,5 +1,6 @@
 //! What several tests share.
 #![allow(dead_code)]
 
+pub mod gemm;
 pub mod golden;
 pub mod training;
