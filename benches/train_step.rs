@@ -1,0 +1,55 @@
+//! A training step: LoRA of rank 16 on all linear layers of a 135M model, one sequence of 512 tokens. Prints
+//! tokens/s, and GFLOP/s with their share of the measured peak.
+
+mod common;
+
+use common::{adapt, attention_flops, matrix_elements, measure, peak_flops, sequence, slow_group, smollm2};
+use criterion::{Criterion, criterion_group, criterion_main};
+use lowrank::DType;
+use lowrank::backend::cpu::Cpu;
+use lowrank::model::Model;
+use lowrank::optim::{AdamWArguments, AdamWState};
+
+const TOKENS: usize = 512;
+
+/// Operations of a step: frozen matrices twice (forward, gradient of the input), adapters three times,
+/// attention 3.5 times its forward (its backward makes the scores again).
+fn step_flops(model: &Model) -> f64 {
+    let matrices = (4 * matrix_elements(model) + 6 * model.params.elements()) as f64;
+    TOKENS as f64 * matrices + 3.5 * attention_flops(model, TOKENS)
+}
+
+fn train_step(criterion: &mut Criterion) {
+    let mut group = slow_group(criterion, "train_step_lora_r16_512_tokens");
+    for dtype in [DType::F32, DType::BF16] {
+        let backend = Cpu::new(None).unwrap();
+        let mut model = smollm2(&backend, dtype);
+        adapt(&mut model);
+        let mut optimizer = AdamWState::new(&backend, &model.params).unwrap();
+        let batch = sequence(TOKENS, model.config.vocab_size);
+        let peak = peak_flops(dtype);
+        for gradient_checkpointing in [false, true] {
+            model.gradient_checkpointing = gradient_checkpointing;
+            let name = format!("{dtype}{}", if gradient_checkpointing { "_checkpointed" } else { "" });
+            let time = measure(&mut group, &name, TOKENS, || {
+                model.params.zero_grads().unwrap();
+                model.train_step(&batch, 1.0 / TOKENS as f32, None).unwrap();
+                backend.sum_squares(model.params.grads().unwrap()).unwrap();
+                let arguments = AdamWArguments::default();
+                optimizer.step(&backend, &mut model.params, &arguments, 1e-4, 1.0).unwrap();
+            });
+            let flops = step_flops(&model) / time.as_secs_f64();
+            println!(
+                "{name}: {:.0} tokens/s, {:.0} useful GFLOP/s = {:.0}% of the peak {:.0}\n",
+                TOKENS as f64 / time.as_secs_f64(),
+                flops / 1e9,
+                100.0 * flops / peak,
+                peak / 1e9,
+            );
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, train_step);
+criterion_main!(benches);
