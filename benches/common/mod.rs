@@ -74,7 +74,7 @@ pub fn threads() -> usize {
 
 /// Arithmetic peak of all threads in operations per second.
 pub fn peak_flops(dtype: DType) -> f64 {
-    Cpu::measure_peak(Isa::choose().unwrap(), dtype == DType::BF16) * threads() as f64
+    Cpu::measure_peak(Isa::choose().unwrap(), dtype == DType::BF16, threads())
 }
 
 /// Bytes per second that all threads together read from memory; the best of five passes.
