@@ -1,0 +1,342 @@
+//! The command line, in the names of PEFT and of Hugging Face's training arguments.
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use lowrank::DType;
+use std::path::PathBuf;
+
+/// Parameter-efficient fine-tuning of Hugging Face language models. Without a subcommand: a demo on a small
+/// built-in model.
+#[derive(Debug, Parser)]
+#[command(name = "finetune", version, args_override_self = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune a model; writes the adapter and metrics.jsonl to --output
+    #[command(args_override_self = true)]
+    Train(Box<TrainArgs>),
+    /// Loss and perplexity of a model (with an adapter) on a data file
+    #[command(args_override_self = true)]
+    Eval(EvalArgs),
+    /// Continue a text, or answer a chat message
+    #[command(args_override_self = true)]
+    Generate(GenerateArgs),
+    /// Merge an adapter into its base: a plain Hugging Face folder
+    #[command(args_override_self = true)]
+    Merge(MergeArgs),
+    /// Show a model's modules and default targets, or an adapter's settings and tensors
+    #[command(args_override_self = true)]
+    Inspect(InspectArgs),
+}
+
+/// Type of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    F32,
+    Bf16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// The folder's safetensors
+    Auto,
+    /// Random weights by config.json alone
+    Dummy,
+}
+
+/// When evaluations and checkpoints happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Strategy {
+    No,
+    Steps,
+    Epoch,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MethodArg {
+    Lora,
+    Full,
+}
+
+/// Which biases are trained with the adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BiasArg {
+    None,
+    All,
+    #[value(name = "lora_only", alias = "lora-only")]
+    LoraOnly,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Folder of a Hugging Face model: config.json, *.safetensors, tokenizer.json
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Where to compute: auto, cpu or cuda[:N]
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Type of activations and arithmetic
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: Dtype,
+    /// Format of the frozen base: none
+    #[arg(long, default_value = "none")]
+    pub quant: String,
+    /// Where weights come from
+    #[arg(long, value_enum, default_value = "auto")]
+    pub load_format: LoadFormat,
+    /// Threads; all that the process may use by default
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Seed of initial weights, data order, dropout and sampling
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct TextArgs {
+    /// Cut sequences off at this many tokens
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Add the end-of-sequence token to texts and completions
+    #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "true|false")]
+    pub append_eos: bool,
+    /// Count prompts for the loss too, not answers alone
+    #[arg(long)]
+    pub train_on_prompt: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Training data: JSON, JSONL or text
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Folder for the adapter, checkpoints and metrics.jsonl
+    #[arg(long, value_name = "DIR", required_unless_present = "preview")]
+    pub output: Option<PathBuf>,
+    /// Read flags from a TOML, YAML or JSON file; flags given here win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Print the first N examples as rendered, marking what counts for the loss, and stop
+    #[arg(long, value_name = "N")]
+    pub preview: Option<usize>,
+
+    /// What is trained: a LoRA adapter or the whole model
+    #[arg(long, value_enum, default_value = "lora", help_heading = "Method")]
+    pub method: MethodArg,
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 8, help_heading = "Method")]
+    pub r: usize,
+    /// The adapter's scale is lora-alpha / r
+    #[arg(long, default_value_t = 8.0, help_heading = "Method")]
+    pub lora_alpha: f64,
+    /// Probability of dropping an input element of the adapter
+    #[arg(long, default_value_t = 0.0, help_heading = "Method")]
+    pub lora_dropout: f64,
+    /// Scale by lora-alpha / sqrt(r)
+    #[arg(long, help_heading = "Method")]
+    pub use_rslora: bool,
+    /// all-linear, names separated by commas, or a regular expression; PEFT's default of the family if absent
+    #[arg(long, value_name = "MODULES", help_heading = "Method")]
+    pub target_modules: Option<String>,
+    /// Modules left out, in the same form
+    #[arg(long, value_name = "MODULES", help_heading = "Method")]
+    pub exclude_modules: Option<String>,
+    /// Layers that are adapted, separated by commas; all by default
+    #[arg(long, value_delimiter = ',', value_name = "N,N", help_heading = "Method")]
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Modules trained whole and saved with the adapter, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "MODULES", help_heading = "Method")]
+    pub modules_to_save: Option<Vec<String>>,
+    /// Biases trained with the adapter
+    #[arg(long, value_enum, default_value = "none", help_heading = "Method")]
+    pub bias: BiasArg,
+    /// Start anew from the weights and settings of this adapter
+    #[arg(long, value_name = "DIR", help_heading = "Method")]
+    pub init_adapter: Option<PathBuf>,
+
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-4, help_heading = "Optimizer")]
+    pub learning_rate: f64,
+    /// linear, cosine, constant or constant_with_warmup
+    #[arg(long, default_value = "linear", help_heading = "Optimizer")]
+    pub lr_scheduler_type: String,
+    /// Warmup steps, or a share of all steps if below 1
+    #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
+    pub warmup_steps: f64,
+    /// Decoupled weight decay (not on biases and norms)
+    #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
+    pub weight_decay: f64,
+    /// Bound of the gradient's norm; 0: none
+    #[arg(long, default_value_t = 1.0, help_heading = "Optimizer")]
+    pub max_grad_norm: f64,
+    #[arg(long, default_value_t = 0.9, help_heading = "Optimizer")]
+    pub adam_beta1: f64,
+    #[arg(long, default_value_t = 0.999, help_heading = "Optimizer")]
+    pub adam_beta2: f64,
+    #[arg(long, default_value_t = 1e-8, help_heading = "Optimizer")]
+    pub adam_epsilon: f64,
+    /// Optimizer: adamw_torch
+    #[arg(long, default_value = "adamw_torch", help_heading = "Optimizer")]
+    pub optim: String,
+
+    /// Sequences per micro-batch
+    #[arg(long, default_value_t = 4, help_heading = "Run")]
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches per optimizer step
+    #[arg(long, default_value_t = 1, help_heading = "Run")]
+    pub gradient_accumulation_steps: usize,
+    /// Times through the data
+    #[arg(long, default_value_t = 3.0, help_heading = "Run")]
+    pub num_train_epochs: f64,
+    /// Optimizer steps; overrides the epochs
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub max_steps: Option<usize>,
+    /// Keep only the layers' inputs and compute layers again: less memory, same bits
+    #[arg(long, help_heading = "Run")]
+    pub gradient_checkpointing: bool,
+    /// Batch sequences of similar length
+    #[arg(long, help_heading = "Run")]
+    pub group_by_length: bool,
+    /// Fill rows of --max-length with several sequences; attention stays within each
+    #[arg(long, help_heading = "Run")]
+    pub packing: bool,
+    /// Keep the file's order
+    #[arg(long, help_heading = "Run")]
+    pub no_shuffle: bool,
+    /// Evaluation data
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub eval_data: Option<PathBuf>,
+    /// When to evaluate; with --eval-data every epoch by default
+    #[arg(long, value_enum, help_heading = "Run")]
+    pub eval_strategy: Option<Strategy>,
+    /// Optimizer steps between evaluations, with --eval-strategy steps
+    #[arg(long, default_value_t = 100, help_heading = "Run")]
+    pub eval_steps: usize,
+    /// Sequences per evaluation batch
+    #[arg(long, default_value_t = 8, help_heading = "Run")]
+    pub per_device_eval_batch_size: usize,
+    /// Optimizer steps between lines of metrics.jsonl
+    #[arg(long, default_value_t = 1, help_heading = "Run")]
+    pub logging_steps: usize,
+    /// When to write checkpoints
+    #[arg(long, value_enum, default_value = "epoch", help_heading = "Run")]
+    pub save_strategy: Strategy,
+    /// Optimizer steps between checkpoints, with --save-strategy steps
+    #[arg(long, default_value_t = 100, help_heading = "Run")]
+    pub save_steps: usize,
+    /// Checkpoints to keep
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub save_total_limit: Option<usize>,
+    /// End with the parameters of the best evaluation
+    #[arg(long, help_heading = "Run")]
+    pub load_best_model_at_end: bool,
+    /// Stop after N evaluations without a better loss
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub early_stopping_patience: Option<usize>,
+    /// Go on exactly from a checkpoint: `latest` of --output, or a folder
+    #[arg(long, value_name = "latest|DIR", help_heading = "Run")]
+    pub resume: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Data: JSON, JSONL or text
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Sequences per batch
+    #[arg(long, default_value_t = 8)]
+    pub per_device_eval_batch_size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Text to continue as it is
+    #[arg(long, value_name = "TEXT", required_unless_present = "chat", conflicts_with = "chat")]
+    pub prompt: Option<String>,
+    /// A user's message, rendered by the chat template
+    #[arg(long, value_name = "TEXT")]
+    pub chat: Option<String>,
+    /// Tokens to make at most
+    #[arg(long, default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// Tokens before the end-of-sequence token is allowed
+    #[arg(long, default_value_t = 0)]
+    pub min_new_tokens: usize,
+    /// Divides the scores; 0: always the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Only this many likeliest tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the likeliest tokens of this total probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Penalty on tokens that were there already; 1: none
+    #[arg(long, default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// Folder of the base model
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Folder for the merged model; must not exist
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Folder of a model
+    #[arg(long, value_name = "DIR", required_unless_present = "adapter")]
+    pub model: Option<PathBuf>,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}

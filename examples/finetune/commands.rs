@@ -1,0 +1,150 @@
+//! `eval`, `merge` and `inspect`, and what all commands share.
+
+use crate::args::{EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs};
+use crate::train::load_data;
+use lowrank::adapter::io::{ADAPTER_FILE, load_adapter};
+use lowrank::adapter::{LoraConfig, select_targets};
+use lowrank::backend::Backend;
+use lowrank::backend::cpu::Cpu;
+use lowrank::data::Tokenizer;
+use lowrank::model::{Checkpoint, Model, ModelConfig};
+use lowrank::train::evaluate;
+use lowrank::{DType, Error, Result};
+use serde_json::json;
+use std::path::Path;
+
+/// The backend that the flags ask for.
+pub fn open_backend(args: &ModelArgs) -> Result<Backend> {
+    if args.quant != "none" {
+        return Err(Error::config(
+            "command line",
+            "--quant",
+            format!("`{}` is not supported; supported: none", args.quant),
+        ));
+    }
+    match args.device.as_str() {
+        "auto" | "cpu" => Cpu::new(args.threads),
+        other => Err(Error::config(
+            "command line",
+            "--device",
+            format!("`{other}` is not supported; supported: auto, cpu"),
+        )),
+    }
+}
+
+/// The base model that the flags ask for.
+pub fn load_model(args: &ModelArgs) -> Result<Model> {
+    let backend = open_backend(args)?;
+    match args.load_format {
+        LoadFormat::Auto => Model::load(&args.model, &backend, args.dtype.into()),
+        LoadFormat::Dummy => {
+            Model::random(ModelConfig::load(&args.model)?, &backend, args.dtype.into(), args.seed)
+        }
+    }
+}
+
+/// The base model, with an adapter if there is one.
+pub fn load_with_adapter(args: &ModelArgs, adapter: Option<&Path>) -> Result<Model> {
+    let mut model = load_model(args)?;
+    if let Some(dir) = adapter {
+        load_adapter(&mut model, dir)?;
+    }
+    Ok(model)
+}
+
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let tokenizer = Tokenizer::load(&args.model.model)?;
+    let config = ModelConfig::load(&args.model.model)?;
+    let data = load_data(&args.data, &args.model, &args.text, &tokenizer, &config)?;
+    let model = load_with_adapter(&args.model, args.adapter.as_deref())?;
+    let (loss, tokens) = evaluate(&model, &data.examples, args.per_device_eval_batch_size)?;
+    if args.json {
+        println!("{}", json!({"loss": loss, "perplexity": loss.exp(), "tokens": tokens}));
+    } else {
+        eprintln!("data: {}", data.report);
+        println!("loss {loss:.6}, perplexity {:.4}, {tokens} tokens", loss.exp());
+    }
+    Ok(())
+}
+
+pub fn merge(args: &MergeArgs) -> Result<()> {
+    let summary = lowrank::adapter::merge::merge(&args.model, &args.adapter, &args.output)?;
+    eprintln!("{summary}; the merged model is in {}", args.output.display());
+    Ok(())
+}
+
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    if let Some(dir) = &args.adapter {
+        inspect_adapter(dir, args.json)?;
+    }
+    match &args.model {
+        Some(dir) => inspect_model(dir, args.json),
+        None => Ok(()),
+    }
+}
+
+fn inspect_adapter(dir: &Path, as_json: bool) -> Result<()> {
+    let config = LoraConfig::load(dir)?;
+    let checkpoint = Checkpoint::open_file(&dir.join(ADAPTER_FILE))?;
+    let tensors: Vec<_> = checkpoint
+        .names()
+        .filter_map(|name| checkpoint.info(name).map(|(shape, dtype)| (name, shape, format!("{dtype:?}"))))
+        .collect();
+    let elements: usize = tensors.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
+    if as_json {
+        let list: Vec<_> =
+            tensors.iter().map(|(n, s, d)| json!({"name": n, "shape": s, "dtype": d})).collect();
+        println!(
+            "{}",
+            json!({"config": serde_json::from_str::<serde_json::Value>(&config.to_json()).unwrap_or_default(), "tensors": list, "parameters": elements})
+        );
+        return Ok(());
+    }
+    println!("{}\n", config.to_json());
+    for (name, shape, dtype) in &tensors {
+        println!("{name} {shape:?} {dtype}");
+    }
+    println!("{} tensors, {elements} parameters", tensors.len());
+    Ok(())
+}
+
+fn inspect_model(dir: &Path, as_json: bool) -> Result<()> {
+    let model = Model::load(dir, &Cpu::new(None)?, DType::F32)?;
+    let modules = model.modules();
+    let defaults: Vec<String> = select_targets(&LoraConfig::default(), &modules, &model.config.model_type)
+        .map(|targets| targets.into_iter().map(|t| t.path).collect())
+        .unwrap_or_default();
+    if as_json {
+        let list: Vec<_> = modules
+            .iter()
+            .map(|m| {
+                json!({
+                    "path": m.path, "kind": format!("{:?}", m.kind), "in_features": m.in_features,
+                    "out_features": m.out_features, "bias": m.bias, "default_target": defaults.contains(&m.path),
+                })
+            })
+            .collect();
+        println!(
+            "{}",
+            json!({"model_type": model.config.model_type, "parameters": model.base_elements(), "modules": list})
+        );
+        return Ok(());
+    }
+    println!(
+        "{}: {} parameters; * marks the default target_modules",
+        model.config.model_type,
+        model.base_elements()
+    );
+    for m in &modules {
+        let mark = if defaults.contains(&m.path) { "*" } else { " " };
+        let bias = if m.bias { " bias" } else { "" };
+        println!(
+            "{mark} {:<50} {:<9} {} -> {}{bias}",
+            m.path,
+            format!("{:?}", m.kind),
+            m.in_features,
+            m.out_features
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! `generate`.
+
+use crate::args::GenerateArgs;
+use crate::commands::load_with_adapter;
+use lowrank::data::{ChatTemplate, Message, Tokenizer};
+use lowrank::generate::{GenerationConfig, generate};
+use lowrank::model::Model;
+use lowrank::{Error, Result};
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let tokenizer = Tokenizer::load(&args.model.model)?;
+    let model = load_with_adapter(&args.model, args.adapter.as_deref())?;
+    let prompt = match (&args.prompt, &args.chat) {
+        (Some(text), _) => tokenizer.encode(text, true)?,
+        (None, Some(text)) => chat_prompt(&args.model.model, &tokenizer, text)?,
+        (None, None) => {
+            return Err(Error::config("generate", "--prompt", "expected --prompt or --chat, found neither"));
+        }
+    };
+    let config = GenerationConfig {
+        max_new_tokens: args.max_new_tokens,
+        min_new_tokens: args.min_new_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        repetition_penalty: args.repetition_penalty,
+        eos_token_id: tokenizer.stop_ids().to_vec(),
+        seed: args.model.seed,
+    };
+    let mut stdout = std::io::stdout();
+    let mut shown = 0;
+    let mut stopped: Option<String> = None;
+    let mut failed = None;
+    let generation = generate(&model, &prompt, &config, |tokens| {
+        let text = match tokenizer.decode(tokens, true) {
+            Ok(text) => text,
+            Err(e) => {
+                failed = Some(e);
+                return false;
+            }
+        };
+        let end = args.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
+        let visible = &text[..end.unwrap_or(text.len())];
+        if !args.json
+            && !visible.ends_with('\u{fffd}')
+            && visible.len() > shown
+            && end.is_none()
+            && !may_stop(visible, &args.stop)
+        {
+            let _ = write!(stdout, "{}", &visible[shown..]).and_then(|()| stdout.flush());
+            shown = visible.len();
+        }
+        stopped = end.map(|_| visible.to_string());
+        end.is_none()
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let text = match stopped {
+        Some(text) => text,
+        None => tokenizer.decode(&generation.tokens, true)?,
+    };
+    if args.json {
+        let value = json!({
+            "prompt_tokens": prompt.len(),
+            "tokens": generation.tokens,
+            "text": text,
+            "prefill_tokens_per_second": generation.prefill_tokens_per_second,
+            "decode_tokens_per_second": generation.decode_tokens_per_second,
+        });
+        println!("{value}");
+    } else {
+        println!("{}", text.get(shown..).unwrap_or_default());
+        eprintln!(
+            "{} tokens, prompt {:.0} tokens/s, new {:.1} tokens/s",
+            generation.tokens.len(),
+            generation.prefill_tokens_per_second,
+            generation.decode_tokens_per_second
+        );
+    }
+    Ok(())
+}
+
+/// Whether the text ends in the beginning of a stop string, so that showing it has to wait.
+fn may_stop(text: &str, stops: &[String]) -> bool {
+    stops.iter().any(|stop| stop.char_indices().skip(1).any(|(i, _)| text.ends_with(&stop[..i])))
+}
+
+/// The tokens of a user's message with the beginning of an answer.
+pub fn chat_prompt(model_dir: &Path, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let template = ChatTemplate::load(model_dir, tokenizer)?;
+    let message = Message::new("user", text);
+    tokenizer.encode(&template.render(&[message], true)?, false)
+}
+
+/// The greedy answer to a user's message.
+pub fn answer(
+    model: &Model,
+    model_dir: &Path,
+    tokenizer: &Tokenizer,
+    text: &str,
+    tokens: usize,
+) -> Result<String> {
+    let config = GenerationConfig {
+        max_new_tokens: tokens,
+        eos_token_id: tokenizer.stop_ids().to_vec(),
+        ..GenerationConfig::default()
+    };
+    let generation = generate(model, &chat_prompt(model_dir, tokenizer, text)?, &config, |_| true)?;
+    Ok(tokenizer.decode(&generation.tokens, true)?.trim().to_string())
+}

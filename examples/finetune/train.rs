@@ -1,0 +1,222 @@
+//! `train`.
+
+use crate::args::{BiasArg, MethodArg, ModelArgs, Strategy, TextArgs, TrainArgs};
+use crate::commands::{load_model, open_backend};
+use crate::progress::Progress;
+use lowrank::adapter::io::load_adapter;
+use lowrank::adapter::lora::{attach, attach_full};
+use lowrank::adapter::{Bias, LoraConfig, TargetModules};
+use lowrank::data::{
+    ChatTemplate, Dataset, DatasetOptions, Loader, LoaderConfig, Marking, Tokenizer, preview,
+};
+use lowrank::model::{Model, ModelConfig};
+use lowrank::optim::AdamWArguments;
+use lowrank::train::{Interval, Method, Trainer, TrainingArguments, latest_checkpoint};
+use lowrank::{Error, Result};
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    check_supported(args)?;
+    let tokenizer = Tokenizer::load(&args.model.model)?;
+    let config = ModelConfig::load(&args.model.model)?;
+    let data = load_data(&args.data, &args.model, &args.text, &tokenizer, &config)?;
+    if let Some(n) = args.preview {
+        let marking = if std::io::stdout().is_terminal() { Marking::Colour } else { Marking::Quotes };
+        for example in data.examples.iter().take(n) {
+            println!("{}\n", preview(&tokenizer, example, marking)?);
+        }
+        return Ok(());
+    }
+    let Some(output) = &args.output else {
+        return Err(Error::config("train", "--output", "expected a folder, found none"));
+    };
+    eprintln!("data: {}", data.report);
+    let eval_examples = match &args.eval_data {
+        None => Vec::new(),
+        Some(path) => {
+            let eval = load_data(path, &args.model, &args.text, &tokenizer, &config)?;
+            eprintln!("evaluation data: {}", eval.report);
+            eval.examples
+        }
+    };
+    let mut model = load_model(&args.model)?;
+    model.gradient_checkpointing = args.gradient_checkpointing;
+    let method = attach_method(args, &mut model)?;
+    describe(&model);
+
+    let loader_config = LoaderConfig {
+        per_device_train_batch_size: args.per_device_train_batch_size,
+        gradient_accumulation_steps: args.gradient_accumulation_steps,
+        shuffle: !args.no_shuffle,
+        group_by_length: args.group_by_length,
+        packing: args.packing.then(|| args.text.max_length.unwrap_or(config.max_sequence().min(2048))),
+    };
+    let loader = Loader::new(data.examples, loader_config, args.model.seed)?;
+    let arguments = training_arguments(args, !eval_examples.is_empty())?;
+    let resume = checkpoint_to_resume(args, output)?;
+    let stop = stop_on_ctrl_c()?;
+    let full = method == Method::Full;
+    let mut trainer = Trainer::new(&mut model, method, arguments, loader, eval_examples, output)?;
+    if let Some(checkpoint) = &resume {
+        trainer.resume(checkpoint)?;
+        eprintln!("resuming from {}", checkpoint.display());
+    }
+    let mut progress = Progress::new(trainer.total_steps(), trainer.steps_done());
+    let report = trainer.run(&stop, &mut |event| progress.show(event))?;
+    progress.finish();
+    if full {
+        lowrank::model::save::save_model(&model, &args.model.model, output)?;
+    }
+    eprintln!(
+        "done: {} steps, last loss {:.4}; {} is in {}",
+        report.steps,
+        report.loss,
+        if full { "the model" } else { "the adapter" },
+        output.display()
+    );
+    let with = if full {
+        format!("--model {}", output.display())
+    } else {
+        format!("--model {} --adapter {}", args.model.model.display(), output.display())
+    };
+    eprintln!("try it: finetune generate {with} --chat \"...\"");
+    Ok(())
+}
+
+/// Reads and tokenizes a data file as the flags say.
+pub fn load_data(
+    path: &Path,
+    model: &ModelArgs,
+    text: &TextArgs,
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+) -> Result<Dataset> {
+    let template = ChatTemplate::load(&model.model, tokenizer)?;
+    let options = DatasetOptions {
+        max_length: text.max_length,
+        model_max_length: config.max_sequence(),
+        append_eos: text.append_eos,
+        train_on_prompt: text.train_on_prompt,
+    };
+    Dataset::load(path, tokenizer, &template, &options)
+}
+
+fn check_supported(args: &TrainArgs) -> Result<()> {
+    if args.optim != "adamw_torch" {
+        return Err(Error::config(
+            "train",
+            "--optim",
+            format!("`{}` is not supported; supported: adamw_torch", args.optim),
+        ));
+    }
+    open_backend(&args.model).map(|_| ())
+}
+
+/// Puts what is trained on the model.
+pub fn attach_method(args: &TrainArgs, model: &mut Model) -> Result<Method> {
+    if let Some(dir) = &args.init_adapter {
+        return Ok(Method::Lora(load_adapter(model, dir)?));
+    }
+    if args.method == MethodArg::Full {
+        attach_full(model)?;
+        return Ok(Method::Full);
+    }
+    let mut config = LoraConfig {
+        r: args.r,
+        lora_alpha: args.lora_alpha,
+        lora_dropout: args.lora_dropout,
+        use_rslora: args.use_rslora,
+        bias: match args.bias {
+            BiasArg::None => Bias::None,
+            BiasArg::All => Bias::All,
+            BiasArg::LoraOnly => Bias::LoraOnly,
+        },
+        target_modules: args.target_modules.as_deref().map(TargetModules::parse),
+        exclude_modules: args.exclude_modules.as_deref().map(TargetModules::parse),
+        layers_to_transform: args.layers_to_transform.clone(),
+        modules_to_save: args.modules_to_save.clone().unwrap_or_default(),
+        base_model_name_or_path: Some(args.model.model.display().to_string()),
+        ..LoraConfig::default()
+    };
+    attach(model, &mut config, args.model.seed)?;
+    Ok(Method::Lora(config))
+}
+
+fn describe(model: &Model) {
+    let trainable = model.params.elements();
+    let total = model.base_elements().max(trainable);
+    eprintln!(
+        "model: {} with {} parameters, {} trained ({:.2}%), on {}",
+        model.config.model_type,
+        total,
+        trainable,
+        100.0 * trainable as f64 / total as f64,
+        model.backend.name()
+    );
+}
+
+fn interval(strategy: Strategy, steps: usize) -> Interval {
+    match strategy {
+        Strategy::No => Interval::No,
+        Strategy::Steps => Interval::Steps(steps),
+        Strategy::Epoch => Interval::Epoch,
+    }
+}
+
+pub fn training_arguments(args: &TrainArgs, has_eval: bool) -> Result<TrainingArguments> {
+    let eval_default = if has_eval { Strategy::Epoch } else { Strategy::No };
+    Ok(TrainingArguments {
+        learning_rate: args.learning_rate,
+        lr_scheduler_type: args.lr_scheduler_type.parse()?,
+        warmup_steps: args.warmup_steps,
+        adamw: AdamWArguments {
+            adam_beta1: args.adam_beta1,
+            adam_beta2: args.adam_beta2,
+            adam_epsilon: args.adam_epsilon,
+            weight_decay: args.weight_decay,
+        },
+        max_grad_norm: (args.max_grad_norm > 0.0).then_some(args.max_grad_norm),
+        num_train_epochs: args.num_train_epochs,
+        max_steps: args.max_steps,
+        seed: args.model.seed,
+        logging_steps: args.logging_steps,
+        eval_strategy: interval(args.eval_strategy.unwrap_or(eval_default), args.eval_steps),
+        per_device_eval_batch_size: args.per_device_eval_batch_size,
+        save_strategy: interval(args.save_strategy, args.save_steps),
+        save_total_limit: args.save_total_limit,
+        load_best_model_at_end: args.load_best_model_at_end,
+        early_stopping_patience: args.early_stopping_patience,
+    })
+}
+
+fn checkpoint_to_resume(args: &TrainArgs, output: &Path) -> Result<Option<std::path::PathBuf>> {
+    match args.resume.as_deref() {
+        None => Ok(None),
+        Some("latest") => match latest_checkpoint(output) {
+            Some(path) => Ok(Some(path)),
+            None => Err(Error::config(
+                "train",
+                "--resume",
+                format!("there is no checkpoint in {}", output.display()),
+            )),
+        },
+        Some(dir) => Ok(Some(dir.into())),
+    }
+}
+
+/// A flag that Ctrl-C (or a termination signal) sets; a second one ends the process at once.
+pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+    })
+    .map_err(|e| Error::Unsupported(format!("Ctrl-C can't be handled: {e}")))?;
+    Ok(stop)
+}
