@@ -1,3 +1,0 @@
-pub fn run() -> lowrank::Result<()> {
-    Ok(())
-}
