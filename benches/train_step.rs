@@ -4,7 +4,7 @@
 mod common;
 
 use common::{adapt, attention_flops, matrix_elements, measure, peak_flops, sequence, slow_group, smollm2};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lowrank::DType;
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
@@ -21,6 +21,7 @@ fn step_flops(model: &Model) -> f64 {
 
 fn train_step(criterion: &mut Criterion) {
     let mut group = slow_group(criterion, "train_step_lora_r16_512_tokens");
+    group.throughput(Throughput::Elements(TOKENS as u64));
     for dtype in [DType::F32, DType::BF16] {
         let backend = Cpu::new(None).unwrap();
         let mut model = smollm2(&backend, dtype);
@@ -31,17 +32,18 @@ fn train_step(criterion: &mut Criterion) {
         for gradient_checkpointing in [false, true] {
             model.gradient_checkpointing = gradient_checkpointing;
             let name = format!("{dtype}{}", if gradient_checkpointing { "_checkpointed" } else { "" });
-            let time = measure(&mut group, &name, TOKENS, || {
+            let seconds = measure(&mut group, &name, || {
                 model.params.zero_grads().unwrap();
                 model.train_step(&batch, 1.0 / TOKENS as f32, None).unwrap();
                 backend.sum_squares(model.params.grads().unwrap()).unwrap();
                 let arguments = AdamWArguments::default();
                 optimizer.step(&backend, &mut model.params, &arguments, 1e-4, 1.0).unwrap();
             });
-            let flops = step_flops(&model) / time.as_secs_f64();
+            let Some(seconds) = seconds else { continue };
+            let flops = step_flops(&model) / seconds;
             println!(
                 "{name}: {:.0} tokens/s, {:.0} useful GFLOP/s = {:.0}% of the peak {:.0}\n",
-                TOKENS as f64 / time.as_secs_f64(),
+                TOKENS as f64 / seconds,
                 flops / 1e9,
                 100.0 * flops / peak,
                 peak / 1e9,

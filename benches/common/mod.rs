@@ -2,7 +2,7 @@
 //! and one line per case that says what share of them was reached.
 #![allow(dead_code)]
 
-use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement::WallTime};
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use lowrank::DType;
 use lowrank::adapter::LoraConfig;
 use lowrank::adapter::config::TargetModules;
@@ -106,29 +106,23 @@ pub fn attention_flops(model: &Model, tokens: usize) -> f64 {
     4.0 * pairs * (c.num_hidden_layers * c.num_attention_heads * c.head_dim) as f64
 }
 
-/// Runs `work` under criterion with `tokens` as its throughput; returns the shortest time seen.
-pub fn measure(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    name: &str,
-    tokens: usize,
-    mut work: impl FnMut(),
-) -> Duration {
-    let mut best = Duration::MAX;
-    group.throughput(Throughput::Elements(tokens as u64));
+/// Runs `work` under criterion; the shortest time seen in seconds, if the command line's filter let it run.
+pub fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut work: impl FnMut()) -> Option<f64> {
+    let mut best = None;
     group.bench_function(name, |b| {
         b.iter_custom(|iterations| {
-            (0..iterations)
-                .map(|_| {
-                    let start = Instant::now();
-                    work();
-                    let elapsed = start.elapsed();
-                    best = best.min(elapsed);
-                    elapsed
-                })
-                .sum()
+            let mut total = Duration::ZERO;
+            for _ in 0..iterations {
+                let start = Instant::now();
+                work();
+                let elapsed = start.elapsed();
+                best = Some(best.map_or(elapsed, |best: Duration| best.min(elapsed)));
+                total += elapsed;
+            }
+            total
         });
     });
-    best
+    best.map(|best| best.as_secs_f64())
 }
 
 /// A group for cases that take long: few samples, each of the same number of iterations.
