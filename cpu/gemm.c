@@ -25,8 +25,13 @@ static size_t scratch_floats(size_t m, size_t first, size_t last) {
     return KC * NR + (last - first) * tile_rows(m) * NR;
 }
 
-INLINE vf load_bias(const struct gemm_args *g, size_t column, size_t left) {
-    return v_load_part(at(g->bias, column, g->bias_type), left, g->bias_type);
+INLINE vf load_bias(const struct gemm_args *g, size_t first, size_t left) {
+    return g->bias ? v_load_part(at(g->bias, first, g->bias_type), left, g->bias_type) : vf_zero();
+}
+
+INLINE vf finished(const struct gemm_args *g, vf x, vf bias) {
+    if (g->scale != 1.0f) x = vf_mul(x, vf_set1(g->scale));
+    return g->bias ? vf_add(x, bias) : x;
 }
 
 // Accumulators [mr][NR] from the existing output.
@@ -40,16 +45,88 @@ static void load_tile(const struct gemm_args *g, float *c, size_t row0, size_t m
 
 static void store_tile(const struct gemm_args *g, const float *c, size_t row0, size_t mr, size_t column,
                        size_t count) {
-    vf scale = vf_set1(g->scale);
     for (size_t j = 0; j < count; j += LANES) {
-        vf bias = g->bias ? load_bias(g, column + j, count - j) : vf_zero();
+        vf bias = load_bias(g, column + j, count - j);
         for (size_t i = 0; i < mr; i++) {
-            vf x = vf_load(c + i * NR + j);
-            if (g->scale != 1.0f) x = vf_mul(x, scale);
-            if (g->bias) x = vf_add(x, bias);
             void *p = at_mut(g->out, (row0 + i) * g->ldo + column + j, g->out_type);
-            v_store_part(p, x, count - j, g->out_type);
+            v_store_part(p, finished(g, vf_load(c + i * NR + j), bias), count - j, g->out_type);
         }
+    }
+}
+
+INLINE size_t at_most_lanes(size_t n) { return n < LANES ? n : LANES; }
+
+// The same for a transposed output, 16 x 16 elements at a time.
+static void load_tile_transposed(const struct gemm_args *g, float *c, size_t row0, size_t mr, size_t column,
+                                 size_t count) {
+    for (size_t i0 = 0; i0 < mr; i0 += LANES)
+        for (size_t j0 = 0; j0 < count; j0 += LANES) {
+            vi r[LANES];
+            size_t columns = at_most_lanes(count - j0), rows = at_most_lanes(mr - i0);
+            for (size_t j = 0; j < LANES; j++) {
+                const void *p = at(g->out, (column + j0 + j) * g->ldo + row0 + i0, g->out_type);
+                r[j] = j < columns ? vf_as_vi(v_load_part(p, mr - i0, g->out_type)) : vi_set1(0);
+            }
+            transpose16(r);
+            for (size_t i = 0; i < rows; i++) vf_store(c + (i0 + i) * NR + j0, vi_as_vf(r[i]));
+        }
+}
+
+static void store_tile_transposed(const struct gemm_args *g, const float *c, size_t row0, size_t mr,
+                                  size_t column, size_t count) {
+    for (size_t i0 = 0; i0 < mr; i0 += LANES) {
+        vf bias = load_bias(g, row0 + i0, mr - i0);
+        for (size_t j0 = 0; j0 < count; j0 += LANES) {
+            vi r[LANES];
+            size_t columns = at_most_lanes(count - j0), rows = at_most_lanes(mr - i0);
+            for (size_t i = 0; i < LANES; i++)
+                r[i] = i < rows ? vf_as_vi(vf_load(c + (i0 + i) * NR + j0)) : vi_set1(0);
+            transpose16(r);
+            for (size_t j = 0; j < columns; j++) {
+                void *p = at_mut(g->out, (column + j0 + j) * g->ldo + row0 + i0, g->out_type);
+                v_store_part(p, finished(g, vi_as_vf(r[j]), bias), mr - i0, g->out_type);
+            }
+        }
+    }
+}
+
+// A chunk of one term's k for one column panel.
+struct chunk {
+    size_t term, u0, k0, k, column;
+};
+
+static size_t columns_of(const struct gemm_args *g, size_t column) {
+    return g->n - column < NR ? g->n - column : NR;
+}
+
+static struct chunk chunk_at(const struct gemm_args *g, size_t column, size_t term, size_t u0) {
+    size_t per_unit = g->bf16 ? 2 : 1, k0 = u0 * per_unit, left = g->terms[term].k - k0;
+    return (struct chunk){term, u0, k0, left < KC * per_unit ? left : KC * per_unit, column};
+}
+
+// The chunk after c: of the same panel, or the first of the next panel, which this thread likely gets.
+static struct chunk chunk_after(const struct gemm_args *g, struct chunk c) {
+    if (c.u0 + KC < units(g->terms[c.term].k, g->bf16)) return chunk_at(g, c.column, c.term, c.u0 + KC);
+    if (c.term + 1 < g->n_terms) return chunk_at(g, c.column, c.term + 1, 0);
+    return chunk_at(g, c.column + NR, 0, 0);
+}
+
+// Adds a chunk to the accumulators of rows [row_first, row_last), starting from zero if `first`.
+static void add_chunk(const struct gemm_args *g, struct chunk chunk, size_t row_first, size_t row_last,
+                      uint32_t *packed, float *accumulators, int first) {
+    const struct gemm_term *term = &g->terms[chunk.term];
+    size_t rows = tile_rows(g->m), count = columns_of(g, chunk.column), ku = units(term->k, g->bf16);
+    pack_b_panel(packed, NR, &term->b, chunk.column, count, chunk.k0, chunk.k, g->bf16);
+    struct chunk next = chunk_after(g, chunk);
+    size_t parts = next.column < g->n ? (row_last - row_first + rows - 1) / rows : 0;
+    for (size_t row0 = row_first, part = 0; row0 < row_last; row0 += rows, part++) {
+        if (part < parts)
+            prefetch_b_panel(&g->terms[next.term].b, next.column, columns_of(g, next.column), next.k0, next.k, part,
+                             parts);
+        size_t mr = row_last - row0 < rows ? row_last - row0 : rows;
+        const uint32_t *a = term->a + row0 * ku + chunk.u0 * mr;
+        float *c = accumulators + (row0 - row_first) * NR;
+        tile_for(mr, count, g->bf16)(units(chunk.k, g->bf16), a, packed, c, NR, first);
     }
 }
 
@@ -57,31 +134,22 @@ static void panel(const struct gemm_args *g, size_t column, size_t first, size_t
     uint32_t *packed = (uint32_t *)scratch;
     float *accumulators = scratch + KC * NR;
     size_t rows = tile_rows(g->m), row_first = first * rows;
-    size_t row_last = last * rows < g->m ? last * rows : g->m;
-    size_t count = g->n - column < NR ? g->n - column : NR;
-    int bf16 = g->bf16, started = 0;
+    size_t row_last = last * rows < g->m ? last * rows : g->m, count = columns_of(g, column);
+    int started = 0;
     if (g->accumulate) {
-        load_tile(g, accumulators, row_first, row_last - row_first, column, count);
+        (g->out_transposed ? load_tile_transposed : load_tile)(g, accumulators, row_first, row_last - row_first,
+                                                               column, count);
         started = 1;
     }
-    size_t per_unit = bf16 ? 2 : 1;
     for (size_t t = 0; t < g->n_terms; t++) {
-        const struct gemm_term *term = &g->terms[t];
-        size_t ku = units(term->k, bf16);
-        for (size_t u0 = 0; u0 < ku; u0 += KC) {
-            size_t k0 = u0 * per_unit, k = term->k - k0 < KC * per_unit ? term->k - k0 : KC * per_unit;
-            pack_b_panel(packed, NR, &term->b, column, count, k0, k, bf16);
-            for (size_t row0 = row_first; row0 < row_last; row0 += rows) {
-                size_t mr = row_last - row0 < rows ? row_last - row0 : rows;
-                const uint32_t *a = term->a + row0 * ku + u0 * mr;
-                float *c = accumulators + (row0 - row_first) * NR;
-                tile_for(mr, count, bf16)(units(k, bf16), a, packed, c, NR, !started);
-            }
+        for (size_t u0 = 0; u0 < units(g->terms[t].k, g->bf16); u0 += KC) {
+            add_chunk(g, chunk_at(g, column, t, u0), row_first, row_last, packed, accumulators, !started);
             started = 1;
         }
     }
     if (!started) memset(accumulators, 0, (row_last - row_first) * NR * sizeof(float));
-    store_tile(g, accumulators, row_first, row_last - row_first, column, count);
+    (g->out_transposed ? store_tile_transposed : store_tile)(g, accumulators, row_first, row_last - row_first,
+                                                             column, count);
 }
 
 // As many accumulators as registers hold, and more than the instruction's latency needs.

@@ -30,22 +30,26 @@ INLINE size_t units(size_t k, int bf16) { return bf16 ? (k + 1) / 2 : k; }
 #if defined(LOWRANK_AVX512)
 INLINE void transpose16(vi r[16]) {
     __m512i t[16], u[16];
+#pragma GCC unroll 16
     for (int i = 0; i < 8; i++) {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
         t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 4; i++) {
         u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
         u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
         u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
         u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 4; i++) {
         t[i] = _mm512_shuffle_i32x4(u[i], u[4 + i], 0x88);
         t[4 + i] = _mm512_shuffle_i32x4(u[i], u[4 + i], 0xdd);
         t[8 + i] = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0x88);
         t[12 + i] = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0xdd);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 4; i++) {
         r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
         r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
@@ -103,9 +107,16 @@ INLINE void pack_lines(uint32_t *dst, size_t width, const void *src, size_t ld, 
         size_t store = width - line < LANES ? width - line : LANES;
         for (size_t u = 0; u < ku; u += LANES) {
             vi r[LANES];
-            for (size_t i = 0; i < LANES; i++)
-                r[i] = i < lines ? units_of_row(at(src, (line + i) * ld + u * per_unit, type), k - u * per_unit, type, bf16)
-                                 : vi_set1(0);
+            size_t left = k - u * per_unit;
+            const char *from = at(src, line * ld + u * per_unit, type);
+            size_t stride = ld * type_size(type);
+            if (lines == LANES && left >= LANES * per_unit) {
+#pragma GCC unroll 16
+                for (size_t i = 0; i < LANES; i++) r[i] = units_of_row(from + i * stride, LANES * 2, type, bf16);
+            } else {
+                for (size_t i = 0; i < LANES; i++)
+                    r[i] = i < lines ? units_of_row(from + i * stride, left, type, bf16) : vi_set1(0);
+            }
             transpose16(r);
             size_t rows = ku - u < LANES ? ku - u : LANES;
             for (size_t j = 0; j < rows; j++) {
@@ -151,6 +162,17 @@ INLINE void pack_b_panel(uint32_t *dst, size_t width, const struct gemm_operand 
         pack_lines(dst, width, at(b->data, col0 * b->ld + k0, b->type), b->ld, b->type, count, k, bf16);
     else
         pack_columns(dst, width, at(b->data, k0 * b->ld + col0, b->type), b->ld, b->type, count, k, bf16);
+}
+
+// Asks for part `part` of `parts` of the cache lines that pack_b_panel will read with these arguments.
+INLINE void prefetch_b_panel(const struct gemm_operand *b, size_t col0, size_t count, size_t k0, size_t k,
+                             size_t part, size_t parts) {
+    size_t row0 = b->transposed ? col0 : k0, rows = b->transposed ? count : k;
+    size_t first = b->transposed ? k0 : col0, width = b->transposed ? k : count;
+    for (size_t r = rows * part / parts; r < rows * (part + 1) / parts; r++) {
+        const char *p = at(b->data, (row0 + r) * b->ld + first, b->type);
+        for (size_t byte = 0; byte < width * type_size(b->type); byte += 64) __builtin_prefetch(p + byte, 0, 2);
+    }
 }
 
 // ---- micro-kernels --------------------------------------------------------------------------------------

@@ -24,14 +24,15 @@ struct gemm_term {
     size_t k;
 };
 
-// out = scale * (init + sum of A B) + bias.
+// out = scale * (init + sum of A B) + bias. With out_transposed it is the transpose that is stored, [n, ldo],
+// and bias is [m].
 struct gemm_args {
     const struct gemm_term *terms;
     size_t n_terms;
     size_t m, n;
     void *out;
     size_t ldo;
-    int32_t out_type;
+    int32_t out_type, out_transposed;
     int32_t bf16; // arithmetic
     int32_t accumulate;
     float scale;

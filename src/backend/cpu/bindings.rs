@@ -43,6 +43,7 @@ pub struct gemm_args {
     pub out: *mut ::core::ffi::c_void,
     pub ldo: usize,
     pub out_type: i32,
+    pub out_transposed: i32,
     pub bf16: i32,
     pub accumulate: i32,
     pub scale: f32,
@@ -51,7 +52,7 @@ pub struct gemm_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_args"][::core::mem::size_of::<gemm_args>() - 80usize];
+    ["Size of gemm_args"][::core::mem::size_of::<gemm_args>() - 88usize];
     ["Alignment of gemm_args"][::core::mem::align_of::<gemm_args>() - 8usize];
     ["Offset of field: gemm_args::terms"][::core::mem::offset_of!(gemm_args, terms) - 0usize];
     ["Offset of field: gemm_args::n_terms"][::core::mem::offset_of!(gemm_args, n_terms) - 8usize];
@@ -60,11 +61,13 @@ const _: () = {
     ["Offset of field: gemm_args::out"][::core::mem::offset_of!(gemm_args, out) - 32usize];
     ["Offset of field: gemm_args::ldo"][::core::mem::offset_of!(gemm_args, ldo) - 40usize];
     ["Offset of field: gemm_args::out_type"][::core::mem::offset_of!(gemm_args, out_type) - 48usize];
-    ["Offset of field: gemm_args::bf16"][::core::mem::offset_of!(gemm_args, bf16) - 52usize];
-    ["Offset of field: gemm_args::accumulate"][::core::mem::offset_of!(gemm_args, accumulate) - 56usize];
-    ["Offset of field: gemm_args::scale"][::core::mem::offset_of!(gemm_args, scale) - 60usize];
-    ["Offset of field: gemm_args::bias"][::core::mem::offset_of!(gemm_args, bias) - 64usize];
-    ["Offset of field: gemm_args::bias_type"][::core::mem::offset_of!(gemm_args, bias_type) - 72usize];
+    ["Offset of field: gemm_args::out_transposed"]
+        [::core::mem::offset_of!(gemm_args, out_transposed) - 52usize];
+    ["Offset of field: gemm_args::bf16"][::core::mem::offset_of!(gemm_args, bf16) - 56usize];
+    ["Offset of field: gemm_args::accumulate"][::core::mem::offset_of!(gemm_args, accumulate) - 60usize];
+    ["Offset of field: gemm_args::scale"][::core::mem::offset_of!(gemm_args, scale) - 64usize];
+    ["Offset of field: gemm_args::bias"][::core::mem::offset_of!(gemm_args, bias) - 72usize];
+    ["Offset of field: gemm_args::bias_type"][::core::mem::offset_of!(gemm_args, bias_type) - 80usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -14,43 +14,50 @@ const TILES_PER_JOB: usize = 40;
 /// Products below this many multiplications run on the calling thread.
 const SERIAL_WORK: usize = 1 << 17;
 
-fn operand(matrix: &Matrix<'_>) -> gemm_operand {
-    let Matrix::Dense { tensor, transposed } = *matrix;
+/// Results of at most this many columns, and at least four times as many rows, are computed as their
+/// transpose: the long operand is then packed panel by panel in cache instead of ahead, in memory.
+const SKINNY: usize = 128;
+
+fn operand(matrix: &Matrix<'_>, tensor: &Tensor, flip: bool) -> gemm_operand {
+    let Matrix::Dense { transposed, .. } = *matrix;
     gemm_operand {
         data: tensor.host_bytes().cast(),
         ld: tensor.cols(),
         type_: type_code(tensor.dtype()),
-        transposed: i32::from(transposed),
+        transposed: i32::from(transposed != flip),
     }
 }
 
 impl Cpu {
     pub(super) fn run_gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
-        let (m, n) = (out.rows(), out.cols());
         check(out, gemm)?;
-        if m == 0 || n == 0 {
+        let (rows, cols) = (out.rows(), out.cols());
+        if rows == 0 || cols == 0 {
             return Ok(());
         }
         let bf16 = gemm.terms.iter().all(|t| dtype(&t.a) == DType::BF16);
-        let converted: Vec<Cow<'_, Tensor>> =
-            gemm.terms.iter().map(|t| self.in_type(&t.b, bf16)).collect::<Result<_>>()?;
-        let mut packed = Vec::with_capacity(gemm.terms.len());
+        let flip = cols <= SKINNY && 4 * cols <= rows;
+        let (m, n) = if flip { (cols, rows) } else { (rows, cols) };
+        let mut packed = Vec::with_capacity(gemm.terms.len()); // keeps what `terms` points to
         let mut terms = Vec::with_capacity(gemm.terms.len());
-        for (term, b) in gemm.terms.iter().zip(&converted) {
+        for term in gemm.terms {
             let k = term.a.shape().1;
-            let a = self.pack_a(&term.a, m, k, bf16)?;
-            let Matrix::Dense { transposed, .. } = term.b;
-            let b = operand(&Matrix::Dense { tensor: b, transposed });
+            let converted = self.in_type(&term.b, bf16)?;
+            let Matrix::Dense { tensor, .. } = term.a;
+            let (a, b) = (operand(&term.a, tensor, flip), operand(&term.b, &converted, flip));
+            let (a, b) = if flip { (b, a) } else { (a, b) };
+            let a = self.pack_a(&a, m, k, bf16)?;
             terms.push(gemm_term { a: a.host_bytes().cast(), b, k });
-            packed.push(a);
+            packed.push((a, converted));
         }
         let args = gemm_args {
             terms: terms.as_ptr(),
             n_terms: terms.len(),
             m,
             n,
-            ldo: n,
+            ldo: cols,
             out_type: type_code(out.dtype()),
+            out_transposed: i32::from(flip),
             out: out.host_bytes_mut()?.cast(),
             bf16: i32::from(bf16),
             accumulate: i32::from(gemm.accumulate),
@@ -79,13 +86,12 @@ impl Cpu {
         m.div_ceil(unsafe { kernel!(self, gemm_tile_rows)(m) })
     }
 
-    fn pack_a(&self, a: &Matrix<'_>, m: usize, k: usize, bf16: bool) -> Result<Tensor> {
+    fn pack_a(&self, a: &gemm_operand, m: usize, k: usize, bf16: bool) -> Result<Tensor> {
         // SAFETY: a pure function of its arguments.
         let units = unsafe { kernel!(self, gemm_pack_a_units)(m, k, i32::from(bf16)) };
         let mut packed = self.empty(&[units], DType::F32)?;
         let to = Shared(packed.host_mut::<f32>()?);
-        let a = operand(a);
-        let a = Shared(std::ptr::from_ref(&a).cast_mut());
+        let a = Shared(std::ptr::from_ref(a).cast_mut());
         let tiles = self.tiles(m);
         let chunk = if m * k < SERIAL_WORK / 4 { tiles } else { tiles.div_ceil(2 * self.threads) };
         self.run(tiles.div_ceil(chunk), |i| {
