@@ -1,0 +1,76 @@
+//! Which modules an adapter sits on: PEFT's choice on tiny models of every family, and errors where PEFT is
+//! silent.
+
+mod common;
+
+use common::golden::path;
+use lowrank::DType;
+use lowrank::adapter::{LoraConfig, TargetModules, select_targets};
+use lowrank::backend::cpu::Cpu;
+use lowrank::model::{Model, ModuleInfo};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+fn modules(family: &str) -> (Vec<ModuleInfo>, String) {
+    let model = Model::load(&path(family), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
+    (model.modules(), model.config.model_type.clone())
+}
+
+/// The settings of a golden case, by way of an adapter_config.json.
+fn config(overrides: &Value) -> LoraConfig {
+    let mut json: serde_json::Map<String, Value> =
+        serde_json::from_str(r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#).unwrap();
+    json.extend(overrides.as_object().unwrap().clone());
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), Value::Object(json).to_string()).unwrap();
+    LoraConfig::load(folder.path()).unwrap()
+}
+
+#[test]
+fn the_same_modules_ranks_and_scales_as_peft() {
+    let cases: Value = serde_json::from_str(&std::fs::read_to_string(path("targets.json")).unwrap()).unwrap();
+    let mut families: BTreeMap<String, (Vec<ModuleInfo>, String)> = BTreeMap::new();
+    let (mut chosen, mut refused) = (0, 0);
+    for case in cases.as_array().unwrap() {
+        let family = case["model"].as_str().unwrap();
+        let (modules, model_type) = families.entry(family.to_string()).or_insert_with(|| modules(family));
+        let ours = select_targets(&config(&case["config"]), modules, model_type);
+        match case["modules"].as_object() {
+            Some(expected) => {
+                let ours = ours.unwrap_or_else(|e| panic!("{case}: {e}"));
+                assert_eq!(ours.len(), expected.len(), "{case}: {ours:?}");
+                for target in ours {
+                    let theirs = &expected[&target.path];
+                    assert_eq!(target.r as u64, theirs["r"].as_u64().unwrap(), "{case}");
+                    assert!((target.scale - theirs["scaling"].as_f64().unwrap()).abs() < 1e-12, "{case}");
+                }
+                chosen += 1;
+            }
+            None => {
+                assert!(ours.is_err(), "{case}: {ours:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(chosen > 80 && refused > 20, "{chosen} chosen, {refused} refused");
+}
+
+#[test]
+fn a_name_that_matches_nothing_is_an_error_even_when_others_match() {
+    let (modules, model_type) = modules("llama");
+    let names = |names: &[&str]| LoraConfig {
+        target_modules: Some(TargetModules::Names(names.iter().map(|n| n.to_string()).collect())),
+        ..LoraConfig::default()
+    };
+    let error = select_targets(&names(&["q_proj", "v_prjo"]), &modules, &model_type).unwrap_err().to_string();
+    assert!(error.contains("`v_prjo`") && error.contains("did you mean `v_proj`?"), "{error}");
+    assert!(error.contains("gate_proj") && !error.contains('\n'), "{error}");
+    let error = select_targets(&names(&["embed_tokens"]), &modules, &model_type).unwrap_err().to_string();
+    assert!(error.contains("model.embed_tokens") && error.contains("not a linear layer"), "{error}");
+    let broken =
+        LoraConfig { target_modules: Some(TargetModules::Pattern("(".into())), ..LoraConfig::default() };
+    let error = select_targets(&broken, &modules, &model_type).unwrap_err().to_string();
+    assert!(error.contains("target_modules") && error.contains("regular expression"), "{error}");
+    let unknown = select_targets(&LoraConfig::default(), &modules, "novel").unwrap_err().to_string();
+    assert!(unknown.contains("`novel`"), "{unknown}");
+}
