@@ -5,6 +5,23 @@
 //! 1. Foundations: [`Tensor`] handles over [`arena`] memory or mapped files, [`rng`], the [`error::Error`] enum.
 //! 2. [`backend`]: the trait [`backend::Kernels`] specifies every computation; a scalar reference and the
 //!    CPU's SIMD kernels implement it.
+//! 3. [`param`]: the trainable parameters in flat buffers. [`autograd`] and [`ops`]: a tape of coarse operations.
+//! 4. [`model`]: `config.json` and safetensors become a [`model::Model`].
+//! 5. [`adapter`]: LoRA in PEFT's terms: settings, targets, files, merging.
+//! 6. [`data`]: rows become tokens with labels, and micro-batches in a reproducible order.
+//! 7. [`optim`] and [`train`]: AdamW, schedules, the loop with its checkpoints. [`mod@generate`]: text again.
+//!
+//! ```no_run
+//! use lowrank::{DType, adapter::{LoraConfig, lora::attach}, backend::cpu::Cpu, model::Model};
+//! # fn main() -> lowrank::Result<()> {
+//! let backend = Cpu::new(None)?;
+//! let mut model = Model::load("a-hugging-face-folder".as_ref(), &backend, DType::BF16)?;
+//! let mut config = LoraConfig { r: 16, ..LoraConfig::default() };
+//! attach(&mut model, &mut config, 42)?;
+//! println!("{} trained parameters on {}", model.params.elements(), backend.name());
+//! # Ok(())
+//! # }
+//! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod adapter;

@@ -162,6 +162,12 @@ pub struct TrainArgs {
     /// Layers that are adapted, separated by commas; all by default
     #[arg(long, value_delimiter = ',', value_name = "N,N", help_heading = "Method")]
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Ranks by module pattern, separated by commas; the first match counts
+    #[arg(long, value_delimiter = ',', value_parser = key_value::<usize>, value_name = "PATTERN=R", help_heading = "Method")]
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas by module pattern, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = key_value::<f64>, value_name = "PATTERN=ALPHA", help_heading = "Method")]
+    pub alpha_pattern: Vec<(String, f64)>,
     /// Modules trained whole and saved with the adapter, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "MODULES", help_heading = "Method")]
     pub modules_to_save: Option<Vec<String>>,
@@ -339,4 +345,12 @@ pub struct InspectArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// `PATTERN=VALUE`.
+fn key_value<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let (key, value) =
+        text.rsplit_once('=').ok_or_else(|| format!("expected PATTERN=VALUE, found `{text}`"))?;
+    let value = value.parse().map_err(|_| format!("expected a number after `=`, found `{value}`"))?;
+    Ok((key.to_string(), value))
 }

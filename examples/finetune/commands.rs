@@ -148,9 +148,3 @@ fn inspect_model(dir: &Path, as_json: bool) -> Result<()> {
     }
     Ok(())
 }
-
-/// Shows what there is to do.
-pub fn help() -> Result<()> {
-    use clap::CommandFactory;
-    crate::args::Cli::command().print_help().map_err(|e| Error::io("stderr", e))
-}

@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod config_file;
+mod demo;
 mod generate;
 mod progress;
 mod train;
@@ -34,7 +35,7 @@ fn run() -> Result<()> {
     let words = config_file::expand(std::env::args_os().collect())?;
     let cli = args::Cli::parse_from(words);
     match cli.command {
-        None => commands::help(),
+        None => demo::run(),
         Some(args::Command::Train(args)) => train::run(&args),
         Some(args::Command::Eval(args)) => commands::eval(&args),
         Some(args::Command::Generate(args)) => generate::run(&args),

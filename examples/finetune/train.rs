@@ -137,6 +137,8 @@ pub fn attach_method(args: &TrainArgs, model: &mut Model) -> Result<Method> {
         target_modules: args.target_modules.as_deref().map(TargetModules::parse),
         exclude_modules: args.exclude_modules.as_deref().map(TargetModules::parse),
         layers_to_transform: args.layers_to_transform.clone(),
+        rank_pattern: args.rank_pattern.clone(),
+        alpha_pattern: args.alpha_pattern.clone(),
         modules_to_save: args.modules_to_save.clone().unwrap_or_default(),
         base_model_name_or_path: Some(args.model.model.display().to_string()),
         ..LoraConfig::default()

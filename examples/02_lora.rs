@@ -1,0 +1,48 @@
+//! Trains a LoRA adapter with the library alone, on token ids, and saves it as PEFT does:
+//! `02_lora MODEL_DIR OUTPUT_DIR`
+
+use lowrank::adapter::{LoraConfig, TargetModules, io::save_adapter, lora::attach};
+use lowrank::backend::cpu::Cpu;
+use lowrank::model::{Batch, Model};
+use lowrank::optim::{AdamWArguments, AdamWState, clip_scale};
+use lowrank::{DType, Result};
+use std::path::Path;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, folder, output] = args.as_slice() else {
+        eprintln!("usage: 02_lora MODEL_DIR OUTPUT_DIR");
+        std::process::exit(2);
+    };
+    let backend = Cpu::new(None)?;
+    let mut model = Model::load(Path::new(folder), &backend, DType::F32)?;
+    let mut config = LoraConfig {
+        r: 8,
+        lora_alpha: 16.0,
+        target_modules: Some(TargetModules::AllLinear),
+        ..Default::default()
+    };
+    attach(&mut model, &mut config, 42)?;
+    println!("{} trained parameters", model.params.elements());
+
+    // A sequence to learn by heart.
+    let ids: Vec<u32> = (1..40).map(|i| i * 7 % 90).collect();
+    let labels: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let mut batch = Batch::new();
+    batch.push(&ids, &labels);
+
+    let mut optimizer = AdamWState::new(&backend, &model.params)?;
+    for step in 1..=20 {
+        model.params.zero_grads()?;
+        let losses =
+            backend.to_vec::<f32>(&model.train_step(&batch, 1.0 / batch.counted() as f32, None)?)?;
+        let norm = match model.params.grads() {
+            Some(grads) => backend.sum_squares(grads)?.sqrt(),
+            None => 0.0,
+        };
+        let arguments = AdamWArguments::default();
+        optimizer.step(&backend, &mut model.params, &arguments, 5e-3, clip_scale(norm, Some(1.0)))?;
+        println!("step {step}: loss {:.4}", losses.iter().sum::<f32>() / losses.len() as f32);
+    }
+    save_adapter(&model, &config, Path::new(output))
+}

@@ -1,0 +1,362 @@
+//! The `finetune` example as a person or a script uses it: subcommands, outputs, exit statuses, one-line errors.
+
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The example's binary, which cargo builds beside the tests.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(Path::parent).unwrap().join("examples").join("finetune")
+}
+
+fn demo(part: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/finetune/demo").join(part).display().to_string()
+}
+
+fn finetune(args: &[&str]) -> Output {
+    Command::new(binary()).args(args).output().unwrap()
+}
+
+fn succeed(args: &[&str]) -> String {
+    let output = finetune(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one line of an error with exit status 1.
+fn fail(args: &[&str]) -> String {
+    let output = finetune(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+    let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "{args:?}: {text}");
+    assert!(text.trim_end().ends_with(lines[0]) && !text.contains("panicked"), "{args:?}: {text}");
+    lines[0].to_string()
+}
+
+#[track_caller]
+fn expect(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "expected {part:?} in: {error}");
+    }
+}
+
+/// A short training run on the demo's model.
+fn train(output: &Path, more: &[&str]) -> Vec<String> {
+    let words = [
+        "train",
+        "--model",
+        &demo("model"),
+        "--data",
+        &demo("data/train.jsonl"),
+        "--output",
+        &output.display().to_string(),
+        "--r",
+        "4",
+        "--target-modules",
+        "all-linear",
+        "--threads",
+        "2",
+        "--per-device-train-batch-size",
+        "2",
+    ];
+    words.iter().chain(more).map(|w| w.to_string()).collect()
+}
+
+fn words(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn train_eval_generate_merge_inspect() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("adapter");
+    let more = [
+        "--max-steps",
+        "4",
+        "--eval-data",
+        &demo("data/held_out.jsonl"),
+        "--save-strategy",
+        "steps",
+        "--save-steps",
+        "2",
+        "--save-total-limit",
+        "1",
+    ];
+    succeed(&words(&train(&output, &more)));
+    let metrics = fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let steps: Vec<&Value> = lines.iter().filter(|l| l["loss"].is_number()).collect();
+    assert_eq!(steps.len(), 4);
+    for key in [
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "tokens_per_second",
+        "peak_memory_bytes",
+    ] {
+        assert!(steps.iter().all(|l| l[key].is_number()), "{key}");
+    }
+    assert!(lines.iter().any(|l| l["eval_loss"].is_number()));
+    assert!(output.join("checkpoint-4").is_dir() && !output.join("checkpoint-2").exists());
+
+    let (model, adapter) = (demo("model"), output.display().to_string());
+    let held_out = demo("data/held_out.jsonl");
+    let eval = |args: &[&str]| -> Value {
+        let all = [&["eval", "--data", &held_out, "--json"][..], args].concat();
+        serde_json::from_str(&succeed(&all)).unwrap()
+    };
+    let adapted = eval(&["--model", &model, "--adapter", &adapter]);
+    let (loss, perplexity) = (adapted["loss"].as_f64().unwrap(), adapted["perplexity"].as_f64().unwrap());
+    assert!((loss.exp() - perplexity).abs() < 1e-9 && adapted["tokens"].as_u64().unwrap() > 100);
+    let last = lines.iter().rev().find_map(|l| l["eval_loss"].as_f64()).unwrap();
+    assert!((last - loss).abs() < 1e-6, "train's last evaluation {last}, eval's {loss}");
+
+    let merged = folder.path().join("merged").display().to_string();
+    succeed(&["merge", "--model", &model, "--adapter", &adapter, "--output", &merged]);
+    let of_merged = eval(&["--model", &merged])["loss"].as_f64().unwrap();
+    assert!((of_merged - loss).abs() < 0.05, "merged {of_merged}, adapter {loss}");
+
+    let generated = succeed(&[
+        "generate",
+        "--model",
+        &model,
+        "--adapter",
+        &adapter,
+        "--chat",
+        "What is a hammer?",
+        "--max-new-tokens",
+        "8",
+        "--min-new-tokens",
+        "8",
+        "--json",
+    ]);
+    let generated: Value = serde_json::from_str(&generated).unwrap();
+    assert_eq!(generated["tokens"].as_array().unwrap().len(), 8);
+    assert!(generated["prompt_tokens"].as_u64().unwrap() > 5 && generated["text"].is_string());
+    assert!(generated["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+
+    let modules: Value = serde_json::from_str(&succeed(&["inspect", "--model", &model, "--json"])).unwrap();
+    let q = modules["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|m| m["path"] == "model.layers.0.self_attn.q_proj");
+    assert_eq!(q.unwrap()["default_target"], true);
+    assert!(
+        succeed(&["inspect", "--adapter", &adapter])
+            .contains("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight [4, 192] F32")
+    );
+}
+
+#[test]
+fn generation_options() {
+    let model = demo("model");
+    let generate = |more: &[&str]| -> Value {
+        let args = [
+            &[
+                "generate",
+                "--model",
+                &model,
+                "--prompt",
+                "The hammer is a kind of",
+                "--json",
+                "--max-new-tokens",
+                "12",
+            ][..],
+            more,
+        ]
+        .concat();
+        serde_json::from_str(&succeed(&args)).unwrap()
+    };
+    let greedy = generate(&[]);
+    assert_eq!(greedy["tokens"], generate(&["--temperature", "0"])["tokens"]);
+    assert_eq!(greedy["tokens"], generate(&["--temperature", "0.7", "--top-k", "1"])["tokens"]);
+    let sample = |seed: &str| {
+        generate(&["--temperature", "1.5", "--seed", seed, "--min-new-tokens", "12"])["tokens"].clone()
+    };
+    assert_eq!(sample("1"), sample("1"));
+    assert_ne!(sample("1"), sample("2"));
+    let text = greedy["text"].as_str().unwrap();
+    let stop = &text[text.len() / 2..text.len() / 2 + 2];
+    let stopped = generate(&["--stop", stop]);
+    assert_eq!(stopped["text"].as_str().unwrap(), &text[..text.find(stop).unwrap()]);
+    assert_eq!(finetune(&["generate", "--model", &model]).status.code(), Some(2));
+    expect(&fail(&["generate", "--model", &model, "--prompt", "a", "--top-p", "0"]), &["top_p"]);
+}
+
+#[test]
+fn a_resumed_run_equals_a_straight_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (straight, parts) = (folder.path().join("straight"), folder.path().join("parts"));
+    let schedule =
+        ["--max-steps", "6", "--save-strategy", "steps", "--save-steps", "3", "--lora-dropout", "0.1"];
+    succeed(&words(&train(&straight, &schedule)));
+    succeed(&words(&train(&parts, &schedule)));
+    fs::remove_dir_all(parts.join("checkpoint-6")).unwrap();
+    fs::remove_file(parts.join("adapter_model.safetensors")).unwrap();
+    succeed(&words(&train(&parts, &[&schedule[..], &["--resume", "latest"]].concat())));
+    let file = "adapter_model.safetensors";
+    assert!(fs::read(straight.join(file)).unwrap() == fs::read(parts.join(file)).unwrap());
+    let nowhere = folder.path().join("nowhere");
+    expect(
+        &fail(&words(&train(&nowhere, &[&schedule[..], &["--resume", "latest"]].concat()))),
+        &["--resume", "no checkpoint"],
+    );
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_saves_a_checkpoint_and_leaves_with_130() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("adapter");
+    let args = train(&output, &["--max-steps", "100000", "--save-strategy", "no"]);
+    let mut child = Command::new(binary()).args(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")));
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let rest: Vec<String> = lines.map(|line| line.unwrap()).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|l| l.starts_with("stopped: checkpoint saved to")), "{rest:?}");
+    let saved = fs::read_dir(&output)
+        .unwrap()
+        .any(|e| e.unwrap().file_name().to_string_lossy().starts_with("checkpoint-"));
+    assert!(saved);
+}
+
+#[test]
+fn settings_from_a_file_and_flags_that_win() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("adapter");
+    for (name, text) in [
+        (
+            "run.toml",
+            "r = 2\nlora_alpha = 6\nmax_steps = 1\npacking = true\nmax-length = 128\ntarget_modules = [\"q_proj\", \"v_proj\"]",
+        ),
+        (
+            "run.yaml",
+            "r: 2\nlora_alpha: 6\nmax_steps: 1\npacking: true\nmax-length: 128\ntarget_modules: [q_proj, v_proj]",
+        ),
+        (
+            "run.json",
+            r#"{"r": 2, "lora_alpha": 6, "max_steps": 1, "packing": true, "max-length": 128, "target_modules": ["q_proj", "v_proj"]}"#,
+        ),
+    ] {
+        let file = folder.path().join(name);
+        fs::write(&file, text).unwrap();
+        succeed(&[
+            "train",
+            "--model",
+            &demo("model"),
+            "--data",
+            &demo("data/train.jsonl"),
+            "--output",
+            &output.display().to_string(),
+            "--config",
+            &file.display().to_string(),
+            "--r",
+            "3",
+        ]);
+        let config: Value =
+            serde_json::from_str(&fs::read_to_string(output.join("adapter_config.json")).unwrap()).unwrap();
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&Value::from(3), &Value::from(6)), "{name}");
+        assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
+    }
+    let file = folder.path().join("bad.toml");
+    fs::write(&file, "lora_alhpa = 2").unwrap();
+    let error = fail(&["train", "--config", &file.display().to_string()]);
+    expect(&error, &["bad.toml", "`lora_alhpa`", "did you mean `lora_alpha`?"]);
+    fs::write(&file, "r = ").unwrap();
+    expect(&fail(&["train", "--config", &file.display().to_string()]), &["bad.toml"]);
+}
+
+#[test]
+fn preview_marks_what_counts() {
+    let shown =
+        succeed(&["train", "--model", &demo("model"), "--data", &demo("data/train.jsonl"), "--preview", "2"]);
+    assert_eq!(shown.matches('«').count(), 2, "{shown}");
+    assert!(shown.contains("<|im_start|>assistant\n«") && shown.contains("<|im_end|>»"), "{shown}");
+}
+
+#[test]
+fn bad_input_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = |name: &str, content: &[u8]| {
+        let file = folder.path().join(name);
+        fs::write(&file, content).unwrap();
+        file.display().to_string()
+    };
+    let (model, output) = (demo("model"), folder.path().join("out").display().to_string());
+    let with_data = |file: &str| fail(&["train", "--model", &model, "--data", file, "--output", &output]);
+    expect(&with_data("/nowhere/data.jsonl"), &["/nowhere/data.jsonl"]);
+    expect(
+        &with_data(&data("keys.jsonl", b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n")),
+        &["keys.jsonl", "row 2"],
+    );
+    expect(&with_data(&data("utf8.jsonl", b"{\"text\": \"\xff\"}")), &["utf8.jsonl", "UTF-8"]);
+    expect(&with_data(&data("empty.jsonl", b"")), &["empty.jsonl"]);
+    let long = format!("{{\"prompt\": \"a\", \"completion\": \"{}\"}}", "word ".repeat(900));
+    expect(&with_data(&data("long.jsonl", long.as_bytes())), &["long.jsonl", "512", "--max-length"]);
+
+    let train_data = demo("data/train.jsonl");
+    let train = |more: &[&str]| {
+        fail(&[&["train", "--model", &model, "--data", &train_data, "--output", &output][..], more].concat())
+    };
+    expect(&train(&["--target-modules", "q_prj"]), &["`q_prj`", "did you mean `q_proj`?"]);
+    expect(&train(&["--quant", "nf4"]), &["--quant", "`nf4`"]);
+    expect(&train(&["--device", "cuda"]), &["--device", "`cuda`"]);
+    expect(&train(&["--optim", "lion"]), &["--optim", "`lion`"]);
+    expect(&train(&["--lr-scheduler-type", "wavy"]), &["lr_scheduler_type", "`wavy`"]);
+    expect(&train(&["--early-stopping-patience", "2"]), &["early_stopping_patience"]);
+    expect(&train(&["--per-device-train-batch-size", "0"]), &["per_device_train_batch_size"]);
+    expect(&train(&["--init-adapter", "/nowhere"]), &["/nowhere/adapter_config.json"]);
+    expect(&fail(&["eval", "--model", "/nowhere", "--data", &train_data]), &["/nowhere"]);
+    assert!(!Path::new(&output).join("adapter_model.safetensors").exists());
+    assert_eq!(finetune(&["train", "--no-such-flag"]).status.code(), Some(2));
+    assert_eq!(finetune(&["quantise"]).status.code(), Some(2));
+    let isa = Command::new(binary())
+        .args(["inspect", "--model", &model])
+        .env("LOWRANK_ISA", "mmx")
+        .output()
+        .unwrap();
+    assert_eq!(isa.status.code(), Some(1));
+    expect(&String::from_utf8(isa.stderr).unwrap(), &["LOWRANK_ISA", "`mmx`", "scalar"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_output_that_cannot_be_written() {
+    let args = train(Path::new("/proc/no-such-folder"), &["--max-steps", "1"]);
+    expect(&fail(&words(&args)), &["/proc/no-such-folder"]);
+}
+
+/// Training onto a disk that becomes full: one clear line, and no half-written file. Needs the right to mount.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk() {
+    let disk = tempfile::tempdir().unwrap();
+    let place = disk.path().display().to_string();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs", &place]).output();
+    if !mounted.is_ok_and(|m| m.status.success()) {
+        eprintln!("skipped: this user may not mount a small disk");
+        return;
+    }
+    let output = disk.path().join("adapter");
+    let args = train(&output, &["--max-steps", "2", "--save-strategy", "steps", "--save-steps", "1"]);
+    let result = std::panic::catch_unwind(|| fail(&words(&args)));
+    let left: Vec<String> = fs::read_dir(&output)
+        .map(|entries| entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    Command::new("umount").arg(&place).status().unwrap();
+    expect(&result.unwrap(), &["No space left on device"]);
+    assert_eq!(left, ["metrics.jsonl"], "what is left behind");
+}
