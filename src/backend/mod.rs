@@ -28,6 +28,7 @@ use crate::tensor::Tensor;
 use std::sync::Arc;
 
 pub mod cpu;
+pub mod reference;
 
 /// A backend chosen at start-up, shared by everything that computes.
 pub type Backend = Arc<dyn Kernels>;

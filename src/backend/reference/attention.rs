@@ -1,0 +1,102 @@
+//! Causal attention with grouped heads.
+
+use super::matrix::{dot, row_sum};
+use super::real::Real;
+use crate::backend::{AttentionShape, Sequence};
+use crate::dtype::DType;
+
+/// Queries, keys and values of packed sequences, with the type that products are computed in.
+pub struct Inputs<'a, R> {
+    /// `[tokens, n_heads * head_dim]`.
+    pub q: &'a [R],
+    /// `[key rows, n_kv_heads * head_dim]`.
+    pub k: &'a [R],
+    /// As `k`.
+    pub v: &'a [R],
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Heads and sequences.
+    pub shape: &'a AttentionShape<'a>,
+}
+
+impl<R: Real> Inputs<'_, R> {
+    /// Where query `i` of `s` at `head` starts in `q`.
+    fn query(&self, s: &Sequence, i: usize, head: usize) -> usize {
+        ((s.q_start + i) * self.shape.n_heads + head) * self.shape.head_dim
+    }
+
+    /// Where the key `j` that `head` reads starts in `k` and `v`.
+    fn key(&self, s: &Sequence, j: usize, head: usize) -> usize {
+        let head = head / (self.shape.n_heads / self.shape.n_kv_heads);
+        ((s.k_start + j) * self.shape.n_kv_heads + head) * self.shape.head_dim
+    }
+
+    /// The product of two heads' vectors.
+    fn product(&self, a: &[R], b: &[R]) -> R {
+        dot(self.shape.head_dim, |i| (a[i], b[i]), R::zero(), self.dtype)
+    }
+
+    /// Scaled scores of query `i` with the keys it sees.
+    fn scores(&self, s: &Sequence, i: usize, head: usize) -> Vec<R> {
+        let scale = R::from_f64(f64::from(self.shape.scale));
+        let q = &self.q[self.query(s, i, head)..];
+        (0..=i + s.k_len - s.q_len)
+            .map(|j| self.product(q, &self.k[self.key(s, j, head)..]) * scale)
+            .collect()
+    }
+
+    /// Every (sequence, head, query).
+    fn queries(&self) -> impl Iterator<Item = (&Sequence, usize, usize)> {
+        let heads = self.shape.n_heads;
+        self.shape
+            .sequences
+            .iter()
+            .flat_map(move |s| (0..heads).flat_map(move |head| (0..s.q_len).map(move |i| (s, head, i))))
+    }
+
+    /// Writes the rows of the sequences into `out` (as `q`) and `lse` (`[tokens, n_heads]`).
+    pub fn forward(&self, out: &mut [R], lse: &mut [R]) {
+        for (s, head, i) in self.queries() {
+            let scores = self.scores(s, i, head);
+            let top = scores.iter().copied().reduce(R::max).unwrap_or(R::zero());
+            let e: Vec<R> = scores.iter().map(|s| (*s - top).exp()).collect();
+            let total = row_sum(e.len(), |sum: R, j| sum + e[j]);
+            lse[(s.q_start + i) * self.shape.n_heads + head] = top + total.ln();
+            let at = self.query(s, i, head);
+            for c in 0..self.shape.head_dim {
+                let pair = |j: usize| (e[j].rounded(self.dtype), self.v[self.key(s, j, head) + c]);
+                out[at + c] = dot(e.len(), pair, R::zero(), self.dtype) / total;
+            }
+        }
+    }
+
+    /// Gradients of [`Inputs::forward`]: writes the sequences' rows of `dq`, adds to `dk` and `dv`.
+    ///
+    /// With `p = exp(s - lse)`: `dv = p^T dout`, `ds = scale p (dout v^T - rowsum(dout out))`, `dq = ds k`,
+    /// `dk = ds^T q`.
+    pub fn backward(&self, dq: &mut [R], dk: &mut [R], dv: &mut [R], dout: &[R], out: &[R], lse: &[R]) {
+        let d = self.shape.head_dim;
+        let scale = R::from_f64(f64::from(self.shape.scale));
+        for (s, head, i) in self.queries() {
+            let at = self.query(s, i, head);
+            let (q, dout, out) = (&self.q[at..], &dout[at..], &out[at..]);
+            let delta = row_sum(d, |sum, c| dout[c].mul_add(out[c], sum));
+            let lse = lse[(s.q_start + i) * self.shape.n_heads + head];
+            let mut ds = Vec::new();
+            for (j, score) in self.scores(s, i, head).into_iter().enumerate() {
+                let key = self.key(s, j, head);
+                let p = (score - lse).exp();
+                let dp = self.product(dout, &self.v[key..]);
+                ds.push((p * (dp - delta) * scale).rounded(self.dtype));
+                for c in 0..d {
+                    dv[key + c] = p.rounded(self.dtype).mul_add(dout[c], dv[key + c]);
+                    dk[key + c] = ds[j].mul_add(q[c], dk[key + c]);
+                }
+            }
+            for c in 0..d {
+                let pair = |j: usize| (ds[j], self.k[self.key(s, j, head) + c]);
+                dq[at + c] = dot(ds.len(), pair, R::zero(), self.dtype);
+            }
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! The reference: every operation as directly as its definition reads, one element after the other.
+//!
+//! The functions are generic over [`Real`]: in f32 they follow the numerics law of [`crate::backend`], in
+//! f64 they are the truth that errors are measured against, with [`Dual`] they are their own derivatives.
+
+pub mod attention;
+pub mod elementwise;
+pub mod matrix;
+pub mod norm;
+mod real;
+
+pub use real::{Dual, Real};
+
+use super::{Activation, AdamW, AttentionShape, Backend, Gemm, Kernels, Matrix, RopeShape};
+use crate::arena::Arena;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::rng::PhiloxKey;
+use crate::tensor::Tensor;
+use half::{bf16, f16};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A backend that computes in `R` (f32 or f64) and rounds results when it stores them, once for f32; f64
+/// results become 16-bit numbers by way of f32.
+#[derive(Debug, Default)]
+pub struct Reference<R> {
+    arena: Arena,
+    number: PhantomData<R>,
+}
+
+impl<R: Real> Reference<R> {
+    /// The backend.
+    pub fn backend() -> Backend {
+        Arc::new(Reference::<R> { arena: Arena::new(), number: PhantomData })
+    }
+
+    /// The elements of a float tensor.
+    fn load(&self, x: &Tensor) -> Result<Vec<R>> {
+        let mut bytes = vec![0; x.bytes()];
+        self.download(x, &mut bytes)?;
+        let numbers = bytes.chunks_exact(x.dtype().size());
+        match x.dtype() {
+            DType::F32 => {
+                Ok(numbers.map(|b| R::from_f64(bytemuck::pod_read_unaligned::<f32>(b).into())).collect())
+            }
+            DType::BF16 => {
+                Ok(numbers.map(|b| R::from_f64(bytemuck::pod_read_unaligned::<bf16>(b).into())).collect())
+            }
+            DType::F16 => {
+                Ok(numbers.map(|b| R::from_f64(bytemuck::pod_read_unaligned::<f16>(b).into())).collect())
+            }
+            other => Err(Error::shape("load", format!("expected floats, found {other}"))),
+        }
+    }
+
+    /// The elements of an i32 tensor, each checked to be in `0..limit`.
+    fn load_indices(&self, operation: &'static str, x: &Tensor, limit: usize) -> Result<Vec<i32>> {
+        fits(operation, x.dtype() == DType::I32, &[x])?;
+        let mut numbers = vec![0i32; x.elements()];
+        self.download(x, bytemuck::cast_slice_mut(&mut numbers))?;
+        match numbers.iter().find(|i| usize::try_from(**i).map_or(true, |i| i >= limit)) {
+            None => Ok(numbers),
+            Some(bad) => Err(Error::shape(operation, format!("expected indices below {limit}, found {bad}"))),
+        }
+    }
+
+    /// Rounds `values` into a float tensor.
+    fn store(&self, out: &mut Tensor, values: &[R]) -> Result<()> {
+        let bytes: Vec<u8> = match out.dtype() {
+            DType::F32 => values.iter().flat_map(|x| (x.value() as f32).to_ne_bytes()).collect(),
+            DType::BF16 => {
+                values.iter().flat_map(|x| bf16::from_f32(x.value() as f32).to_ne_bytes()).collect()
+            }
+            DType::F16 => values.iter().flat_map(|x| f16::from_f32(x.value() as f32).to_ne_bytes()).collect(),
+            other => return Err(Error::shape("store", format!("expected floats, found {other}"))),
+        };
+        self.upload(out, &bytes)
+    }
+
+    /// `out = f(a, b)`, element by element.
+    fn zip(&self, out: &mut Tensor, a: &Tensor, b: &Tensor, f: impl Fn(R, R) -> R) -> Result<()> {
+        alike("elementwise", &[out, a, b])?;
+        let (a, b) = (self.load(a)?, self.load(b)?);
+        let values: Vec<R> = a.into_iter().zip(b).map(|(a, b)| f(a, b)).collect();
+        self.store(out, &values)
+    }
+
+    fn norm_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        stats: &Tensor,
+        weight: &Tensor,
+    ) -> Result<()> {
+        let cols = x.cols();
+        alike("norm_backward", &[dy, x])?;
+        fits("norm_backward", weight.elements() == cols, &[x, weight])?;
+        if let Some(dx) = &dx {
+            alike("norm_backward", &[dx, dy])?;
+        }
+        let mut sums = vec![R::zero(); cols];
+        if let Some(dweight) = &dweight {
+            fits("norm_backward", is_f32(dweight, cols), &[dweight])?;
+            sums = self.load(dweight)?;
+        }
+        let (dy, w, stats) = (self.load(dy)?, self.load(weight)?, self.load(stats)?);
+        let mut values = norm::norm_backward(&mut sums, &dy, &self.load(x)?, &stats, &w, x.dtype());
+        if let Some(dx) = dx {
+            if accumulate {
+                values = self.load(dx)?.into_iter().zip(values).map(|(old, new)| old + new).collect();
+            }
+            self.store(dx, &values)?;
+        }
+        dweight.map_or(Ok(()), |dweight| self.store(dweight, &sums))
+    }
+
+    /// An operand's elements in the type the arithmetic takes, row-major as the operand is seen.
+    fn operand(&self, matrix: &Matrix<'_>, arithmetic: DType) -> Result<Vec<R>> {
+        let Matrix::Dense { tensor, transposed } = *matrix;
+        let stored: Vec<R> = self.load(tensor)?.into_iter().map(|x| x.rounded(arithmetic)).collect();
+        let (rows, cols) = matrix.shape();
+        let at = |i: usize, j: usize| if transposed { stored[j * rows + i] } else { stored[i * cols + j] };
+        Ok((0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect())
+    }
+}
+
+/// Fails unless `condition`, naming the operands.
+fn fits(operation: &'static str, condition: bool, operands: &[&Tensor]) -> Result<()> {
+    if condition {
+        return Ok(());
+    }
+    let found: Vec<_> = operands.iter().map(|t| format!("{:?} {}", t.shape(), t.dtype())).collect();
+    Err(Error::shape(operation, format!("operands do not fit together: {}", found.join(", "))))
+}
+
+/// Fails unless the operands are activations of one type and size.
+fn alike(operation: &'static str, operands: &[&Tensor]) -> Result<()> {
+    let (dtype, elements) = (operands[0].dtype(), operands[0].elements());
+    let alike = operands.iter().all(|t| t.dtype() == dtype && t.elements() == elements);
+    fits(operation, alike && is_activation(operands[0]), operands)
+}
+
+fn is_activation(x: &Tensor) -> bool {
+    matches!(x.dtype(), DType::F32 | DType::BF16)
+}
+
+fn is_f32(x: &Tensor, elements: usize) -> bool {
+    x.dtype() == DType::F32 && x.elements() == elements
+}
+
+fn matrix_dtype(matrix: &Matrix<'_>) -> DType {
+    let Matrix::Dense { tensor, .. } = matrix;
+    tensor.dtype()
+}
+
+fn check_attention(
+    shape: &AttentionShape<'_>,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lse: &Tensor,
+) -> Result<()> {
+    let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
+    let heads = n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && (1..=256).contains(&head_dim);
+    let cols = q.cols() == n_heads * head_dim && k.cols() == n_kv_heads * head_dim && k.shape() == v.shape();
+    let types = is_activation(q) && q.dtype() == k.dtype() && q.dtype() == v.dtype();
+    let inside = shape
+        .sequences
+        .iter()
+        .all(|s| s.q_start + s.q_len <= q.rows() && s.k_start + s.k_len <= k.rows() && s.k_len >= s.q_len);
+    let lse_fits = is_f32(lse, q.rows() * n_heads);
+    fits("attention", heads && cols && types && inside && lse_fits, &[q, k, v, lse])
+}
+
+impl<R: Real> Kernels for Reference<R> {
+    fn name(&self) -> String {
+        format!("reference ({})", std::any::type_name::<R>())
+    }
+
+    fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let bytes = shape.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
+        let bytes = bytes.ok_or_else(|| Error::shape("tensor", format!("{shape:?} is too large")))?;
+        Tensor::from_block(self.arena.allocate(bytes)?, shape, dtype)
+    }
+
+    fn upload(&self, out: &mut Tensor, bytes: &[u8]) -> Result<()> {
+        fits("upload", out.bytes() == bytes.len(), &[out])?;
+        // SAFETY: `out` has as many bytes as the source, which lies outside the arena.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.host_bytes_mut()?, bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()> {
+        fits("download", x.bytes() == bytes.len(), &[x])?;
+        // SAFETY: `x` has as many bytes as the destination, which lies outside the arena.
+        unsafe { std::ptr::copy_nonoverlapping(x.host_bytes(), bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn fill(&self, out: &mut Tensor, value: f32) -> Result<()> {
+        let values = vec![R::from_f64(value.into()); out.elements()];
+        self.store(out, &values)
+    }
+
+    fn cast(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        fits("cast", out.elements() == x.elements(), &[out, x])?;
+        if out.dtype() == x.dtype() {
+            let mut bytes = vec![0; x.bytes()];
+            self.download(x, &mut bytes)?;
+            return self.upload(out, &bytes);
+        }
+        let values = self.load(x)?;
+        self.store(out, &values)
+    }
+
+    fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
+        let (m, n) = (out.rows(), out.cols());
+        fits("gemm", is_activation(out), &[out])?;
+        for term in gemm.terms {
+            let (Matrix::Dense { tensor: a, .. }, Matrix::Dense { tensor: b, .. }) = (term.a, term.b);
+            let (a_shape, b_shape) = (term.a.shape(), term.b.shape());
+            let shapes = (a_shape.0, b_shape.1) == (m, n) && a_shape.1 == b_shape.0;
+            fits("gemm", shapes && a.dtype().is_float() && b.dtype().is_float(), &[out, a, b])?;
+        }
+        if let Some(bias) = gemm.bias {
+            fits("gemm", bias.elements() == n && bias.dtype().is_float(), &[out, bias])?;
+        }
+        let bf16 = gemm.terms.iter().all(|t| matrix_dtype(&t.a) == DType::BF16);
+        let arithmetic = if bf16 { DType::BF16 } else { DType::F32 };
+        let mut values = if gemm.accumulate { self.load(out)? } else { vec![R::zero(); out.elements()] };
+        let mut operands = Vec::new();
+        for term in gemm.terms {
+            let (a, b) = (self.operand(&term.a, arithmetic)?, self.operand(&term.b, arithmetic)?);
+            operands.push((term.a.shape().1, a, b));
+        }
+        let bias = gemm.bias.map(|b| self.load(b)).transpose()?;
+        let terms: Vec<(usize, &[R], &[R])> =
+            operands.iter().map(|(k, a, b)| (*k, a.as_slice(), b.as_slice())).collect();
+        let scale = R::from_f64(gemm.scale.into());
+        matrix::gemm(&mut values, n, &terms, scale, bias.as_deref(), arithmetic);
+        self.store(out, &values)
+    }
+
+    fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
+        let cols = x.cols();
+        let shapes = out.cols() == cols && out.rows() == rows.elements();
+        fits("gather_rows", shapes && out.dtype().is_float(), &[out, x, rows])?;
+        let rows = self.load_indices("gather_rows", rows, x.rows())?;
+        let x = self.load(x)?;
+        let values: Vec<R> =
+            rows.iter().flat_map(|row| x[*row as usize * cols..][..cols].iter().copied()).collect();
+        self.store(out, &values)
+    }
+
+    fn scatter_add_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
+        let types = is_activation(x) && (out.dtype() == x.dtype() || out.dtype() == DType::F32);
+        let shapes = out.cols() == x.cols() && x.rows() == rows.elements();
+        fits("scatter_add_rows", types && shapes, &[out, x, rows])?;
+        let rows = self.load_indices("scatter_add_rows", rows, out.rows())?;
+        let mut values = self.load(out)?;
+        elementwise::scatter_add_rows(&mut values, x.cols(), &self.load(x)?, &rows, out.dtype());
+        self.store(out, &values)
+    }
+
+    fn copy_columns(
+        &self,
+        out: &mut Tensor,
+        out_col: usize,
+        x: &Tensor,
+        x_col: usize,
+        cols: usize,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (out_cols, x_cols) = (out.cols(), x.cols());
+        let shapes = out.rows() == x.rows() && out_col + cols <= out_cols && x_col + cols <= x_cols;
+        fits("copy_columns", shapes && is_activation(x) && out.dtype() == x.dtype(), &[out, x])?;
+        let (mut values, from) = (self.load(out)?, self.load(x)?);
+        for row in 0..x.rows() {
+            for c in 0..cols {
+                let to = &mut values[row * out_cols + out_col + c];
+                let new = from[row * x_cols + x_col + c];
+                *to = if accumulate { *to + new } else { new };
+            }
+        }
+        self.store(out, &values)
+    }
+
+    fn add(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        self.zip(out, a, b, |a, b| a + b)
+    }
+
+    fn add_assign(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        let old = out.clone();
+        self.zip(out, &old, x, |a, b| a + b)
+    }
+
+    fn scale(&self, out: &mut Tensor, factor: f32) -> Result<()> {
+        let (old, factor) = (out.clone(), R::from_f64(factor.into()));
+        self.zip(out, &old, &old, |x, _| x * factor)
+    }
+
+    fn add_column_sums(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        fits("add_column_sums", is_f32(out, x.cols()) && is_activation(x), &[out, x])?;
+        let mut sums = self.load(out)?;
+        matrix::add_column_sums(&mut sums, &self.load(x)?);
+        self.store(out, &sums)
+    }
+
+    fn rms_norm(
+        &self,
+        y: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        alike("rms_norm", &[y, x])?;
+        fits("rms_norm", is_f32(rstd, x.rows()) && weight.elements() == x.cols(), &[x, rstd, weight])?;
+        let (values, w, eps) = (self.load(x)?, self.load(weight)?, R::from_f64(eps.into()));
+        let (values, stats) = norm::rms_norm(&values, &w, eps, x.dtype());
+        self.store(y, &values)?;
+        self.store(rstd, &stats)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        rstd: &Tensor,
+        weight: &Tensor,
+    ) -> Result<()> {
+        fits("rms_norm_backward", is_f32(rstd, x.rows()), &[x, rstd])?;
+        self.norm_backward(dx, accumulate, dweight, dy, x, rstd, weight)
+    }
+
+    fn layer_norm(
+        &self,
+        y: &mut Tensor,
+        stats: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        eps: f32,
+    ) -> Result<()> {
+        alike("layer_norm", &[y, x])?;
+        let cols = x.cols();
+        let lengths = weight.elements() == cols && bias.is_none_or(|b| b.elements() == cols);
+        fits("layer_norm", is_f32(stats, 2 * x.rows()) && lengths, &[x, stats, weight])?;
+        let (x, w, eps) = (self.load(x)?, self.load(weight)?, R::from_f64(eps.into()));
+        let bias = bias.map(|b| self.load(b)).transpose()?;
+        let (values, numbers) = norm::layer_norm(&x, &w, bias.as_deref(), eps);
+        self.store(y, &values)?;
+        self.store(stats, &numbers)
+    }
+
+    fn layer_norm_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dbias: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        stats: &Tensor,
+        weight: &Tensor,
+    ) -> Result<()> {
+        fits("layer_norm_backward", is_f32(stats, 2 * x.rows()), &[x, stats])?;
+        if let Some(dbias) = &dbias {
+            fits("layer_norm_backward", is_f32(dbias, x.cols()), &[x, dbias])?;
+        }
+        self.norm_backward(dx, accumulate, dweight, dy, x, stats, weight)?;
+        dbias.map_or(Ok(()), |dbias| self.add_column_sums(dbias, dy))
+    }
+
+    fn rope(&self, x: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &RopeShape) -> Result<()> {
+        let RopeShape { n_heads, head_dim, rotary_dim, .. } = *shape;
+        let dims = x.cols() == n_heads * head_dim && rotary_dim <= head_dim && rotary_dim.is_multiple_of(2);
+        let shapes = table.cols() == rotary_dim && positions.elements() == x.rows();
+        let types = is_activation(x) && table.dtype() == DType::F32;
+        fits("rope", dims && shapes && types, &[x, table, positions])?;
+        let positions = self.load_indices("rope", positions, table.rows())?;
+        let mut values = self.load(x)?;
+        elementwise::rope(&mut values, &self.load(table)?, &positions, shape);
+        self.store(x, &values)
+    }
+
+    fn attention(
+        &self,
+        out: &mut Tensor,
+        lse: &mut Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        shape: &AttentionShape<'_>,
+    ) -> Result<()> {
+        alike("attention", &[out, q])?;
+        check_attention(shape, q, k, v, lse)?;
+        let (mut values, mut sums) = (self.load(out)?, self.load(lse)?);
+        let (q_, k, v) = (self.load(q)?, self.load(k)?, self.load(v)?);
+        let inputs = attention::Inputs { q: &q_, k: &k, v: &v, dtype: q.dtype(), shape };
+        inputs.forward(&mut values, &mut sums);
+        self.store(out, &values)?;
+        self.store(lse, &sums)
+    }
+
+    fn attention_backward(
+        &self,
+        dq: &mut Tensor,
+        dk: &mut Tensor,
+        dv: &mut Tensor,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        shape: &AttentionShape<'_>,
+    ) -> Result<()> {
+        alike("attention_backward", &[dq, dout, q, out])?;
+        alike("attention_backward", &[dk, dv, k, v])?;
+        check_attention(shape, q, k, v, lse)?;
+        let mut gradients = [self.load(dq)?, vec![R::zero(); k.elements()], vec![R::zero(); k.elements()]];
+        let [dq_, dk_, dv_] = &mut gradients;
+        let (q_, k, v) = (self.load(q)?, self.load(k)?, self.load(v)?);
+        let inputs = attention::Inputs { q: &q_, k: &k, v: &v, dtype: q.dtype(), shape };
+        inputs.backward(dq_, dk_, dv_, &self.load(dout)?, &self.load(out)?, &self.load(lse)?);
+        self.store(dq, &gradients[0])?;
+        self.store(dk, &gradients[1])?;
+        self.store(dv, &gradients[2])
+    }
+
+    fn activation(&self, y: &mut Tensor, x: &Tensor, activation: Activation) -> Result<()> {
+        self.zip(y, x, x, |x, _| elementwise::activate(x, activation))
+    }
+
+    fn activation_backward(
+        &self,
+        dx: &mut Tensor,
+        dy: &Tensor,
+        x: &Tensor,
+        activation: Activation,
+    ) -> Result<()> {
+        self.zip(dx, dy, x, |dy, x| dy * elementwise::activation_slope(x, activation))
+    }
+
+    fn gated(&self, y: &mut Tensor, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<()> {
+        self.zip(y, gate, up, |gate, up| elementwise::activate(gate, activation) * up)
+    }
+
+    fn gated_backward(
+        &self,
+        dgate: &mut Tensor,
+        dup: &mut Tensor,
+        dy: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+        activation: Activation,
+    ) -> Result<()> {
+        alike("gated_backward", &[dgate, dup, dy, gate, up])?;
+        let (dy, gate, up) = (self.load(dy)?, self.load(gate)?, self.load(up)?);
+        let (mut gates, mut ups) = (Vec::new(), Vec::new());
+        for i in 0..dy.len() {
+            gates.push(dy[i] * up[i] * elementwise::activation_slope(gate[i], activation));
+            ups.push(dy[i] * elementwise::activate(gate[i], activation));
+        }
+        self.store(dgate, &gates)?;
+        self.store(dup, &ups)
+    }
+
+    fn dropout(
+        &self,
+        y: &mut Tensor,
+        x: &Tensor,
+        p: f32,
+        key: PhiloxKey,
+        first_row: usize,
+        accumulate: bool,
+    ) -> Result<()> {
+        alike("dropout", &[y, x])?;
+        if !(0.0..1.0).contains(&p) {
+            return Err(Error::shape("dropout", format!("expected a probability in [0, 1), found {p}")));
+        }
+        let mut values = elementwise::dropout(&self.load(x)?, p, key, (first_row * x.cols()) as u64);
+        if accumulate {
+            values = self.load(y)?.into_iter().zip(values).map(|(old, new)| old + new).collect();
+        }
+        self.store(y, &values)
+    }
+
+    fn cross_entropy(
+        &self,
+        losses: &mut Tensor,
+        dlogits: Option<&mut Tensor>,
+        logits: &Tensor,
+        targets: &Tensor,
+        grad_scale: f32,
+    ) -> Result<()> {
+        let (rows, vocabulary) = (logits.rows(), logits.cols());
+        let types = is_f32(logits, rows * vocabulary) && is_f32(losses, rows) && targets.elements() == rows;
+        let gradient = dlogits.as_ref().is_none_or(|d| is_activation(d) && d.elements() == logits.elements());
+        fits("cross_entropy", types && gradient, &[losses, logits, targets])?;
+        let targets = self.load_indices("cross_entropy", targets, vocabulary)?;
+        let logits = self.load(logits)?;
+        let (mut values, mut gradient) = (Vec::new(), Vec::new());
+        for (row, target) in logits.chunks(vocabulary).zip(targets) {
+            let scale = R::from_f64(grad_scale.into());
+            let (loss, row_gradient) = elementwise::cross_entropy(row, target as usize, scale);
+            values.push(loss);
+            gradient.extend(row_gradient);
+        }
+        self.store(losses, &values)?;
+        dlogits.map_or(Ok(()), |dlogits| self.store(dlogits, &gradient))
+    }
+
+    fn sum_squares(&self, x: &Tensor) -> Result<f64> {
+        fits("sum_squares", x.dtype() == DType::F32, &[x])?;
+        Ok(matrix::sum_squares(&self.load(x)?))
+    }
+
+    fn adamw(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamW) -> Result<()> {
+        let n = p.elements();
+        fits("adamw", [&*p, g, m, v].iter().all(|t| is_f32(t, n)), &[p, g, m, v])?;
+        let (mut ps, g, mut ms, mut vs) = (self.load(p)?, self.load(g)?, self.load(m)?, self.load(v)?);
+        for i in 0..n {
+            (ps[i], ms[i], vs[i]) = elementwise::adamw(ps[i], g[i], ms[i], vs[i], step);
+        }
+        self.store(p, &ps)?;
+        self.store(m, &ms)?;
+        self.store(v, &vs)
+    }
+}
