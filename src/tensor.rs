@@ -4,7 +4,7 @@
 //! tensor, a slice of the flat parameter buffer); whoever writes takes `&mut Tensor`, and operations run in
 //! program order, so a kernel never reads what another one writes at the same time.
 
-use crate::arena::Block;
+use crate::arena::{Arena, Block};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use memmap2::Mmap;
@@ -79,10 +79,11 @@ impl Tensor {
         Ok(Tensor { storage: Arc::new(Storage::Host(block)), offset: 0, shape, dtype })
     }
 
-    /// A read-only tensor over `bytes` of a memory-mapped file.
+    /// A read-only tensor over `bytes` of a memory-mapped file; a copy of them if they are not aligned, as
+    /// in files that the first safetensors versions wrote.
     ///
     /// # Errors
-    /// When the range leaves the file, or its length does not fit shape and type, or it is not aligned.
+    /// When the range leaves the file, or its length does not fit shape and type, or memory can't be had.
     pub fn from_mapped(map: Arc<Mmap>, bytes: Range<usize>, shape: &[usize], dtype: DType) -> Result<Self> {
         let shape = Shape::new(shape);
         if bytes.end > map.len() || bytes.len() != shape.elements() * dtype.size() {
@@ -92,7 +93,12 @@ impl Tensor {
             ));
         }
         if !bytes.start.is_multiple_of(dtype.size()) {
-            return Err(Error::shape("tensor", format!("offset {} is not aligned for {dtype}", bytes.start)));
+            let mut copy = Tensor::from_block(Arena::new().allocate(bytes.len())?, shape.dims(), dtype)?;
+            let to = copy.host_bytes_mut()?;
+            // SAFETY: the range lies in the map, as checked above; the new block holds as many bytes and
+            // nobody else has it.
+            unsafe { map[bytes.clone()].as_ptr().copy_to_nonoverlapping(to, bytes.len()) };
+            return Ok(copy);
         }
         Ok(Tensor { storage: Arc::new(Storage::Mapped(map)), offset: bytes.start, shape, dtype })
     }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::fs::write_atomic;
 use crate::model::{Checkpoint, Model};
 use crate::param::ParamStore;
+use crate::tensor::Tensor;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
@@ -67,6 +68,14 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f3
 /// shape, and be used.
 pub fn load_adapter(model: &mut Model, dir: &Path) -> Result<LoraConfig> {
     let mut config = LoraConfig::load(dir)?;
+    let checkpoint = open_adapter(dir)?;
+    attach(model, &mut config, 0)?;
+    load_tensors(model, &checkpoint, &dir.join(ADAPTER_FILE))?;
+    Ok(config)
+}
+
+/// The tensors of an adapter folder.
+pub(super) fn open_adapter(dir: &Path) -> Result<Checkpoint> {
     let path = dir.join(ADAPTER_FILE);
     if !path.is_file() {
         let pickle = dir.join("adapter_model.bin");
@@ -78,38 +87,47 @@ pub fn load_adapter(model: &mut Model, dir: &Path) -> Result<LoraConfig> {
         }
         return Err(Error::format(dir, format!("expected {ADAPTER_FILE}, found none")));
     }
-    let checkpoint = Checkpoint::open_file(&path)?;
-    attach(model, &mut config, 0)?;
-    load_tensors(model, &checkpoint, &path)?;
-    Ok(config)
+    Checkpoint::open_file(&path)
 }
 
 fn load_tensors(model: &mut Model, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
     let mut unused: BTreeSet<&str> = checkpoint.names().collect();
     for id in model.params.ids() {
         let info = model.params.info(id).clone();
-        let key = peft_key(&model.params, &info.name);
-        if !unused.remove(key.as_str()) {
-            return Err(Error::tensor(
-                key,
-                format!("missing in {}; the settings ask for it", path.display()),
-            ));
-        }
-        let tensor = checkpoint.tensor(&key)?;
-        if tensor.shape() != info.shape {
-            return Err(Error::tensor(
-                key,
-                format!(
-                    "{} has shape {:?}, this base model needs {:?}: the adapter is for another base or rank",
-                    path.display(),
-                    tensor.shape(),
-                    info.shape
-                ),
-            ));
-        }
+        let tensor = take(checkpoint, &mut unused, &peft_key(&model.params, &info.name), &info.shape, path)?;
         let values = model.backend.to_f32(&tensor)?;
         model.params.set(id, &values)?;
     }
+    check_all_used(&unused, path)
+}
+
+/// The adapter's tensor `key`, which the settings and the base model ask for in this shape.
+pub(super) fn take(
+    checkpoint: &Checkpoint,
+    unused: &mut BTreeSet<&str>,
+    key: &str,
+    shape: &[usize],
+    path: &Path,
+) -> Result<Tensor> {
+    if !unused.remove(key) {
+        return Err(Error::tensor(key, format!("missing in {}; the settings ask for it", path.display())));
+    }
+    let tensor = checkpoint.tensor(key)?;
+    if tensor.shape() != shape {
+        return Err(Error::tensor(
+            key,
+            format!(
+                "{} has shape {:?}, this base model needs {shape:?}: the adapter is for another base or rank",
+                path.display(),
+                tensor.shape()
+            ),
+        ));
+    }
+    Ok(tensor)
+}
+
+/// An adapter that fits leaves no tensor over.
+pub(super) fn check_all_used(unused: &BTreeSet<&str>, path: &Path) -> Result<()> {
     match unused.first() {
         None => Ok(()),
         Some(name) => Err(Error::tensor(

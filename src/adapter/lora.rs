@@ -1,7 +1,7 @@
 //! Putting a LoRA adapter on a model, or making the whole model trainable.
 
 use super::config::{Bias, InitLoraWeights, LoraConfig};
-use super::target::{Target, no_such_module, select_targets};
+use super::target::{Target, no_such_module, select_targets, spelled_out};
 use crate::error::Result;
 use crate::model::{Lora, Model, Parameter, Weight};
 use crate::param::{ParamId, ParamLayout};
@@ -11,7 +11,8 @@ use crate::rng::{Philox, PhiloxKey, Stream};
 type Copies = Vec<(ParamId, Vec<f32>)>;
 
 /// Puts an adapter on a base model: low-rank matrices with initial values from `seed`, and the biases and
-/// modules that are trained whole. `config.fan_in_fan_out` is set as the model needs it, as PEFT does.
+/// modules that are trained whole. `config.fan_in_fan_out` and
+/// `config.target_modules` are set to what PEFT writes for this model.
 ///
 /// # Errors
 /// When the targets don't fit the model or memory can't be had.
@@ -25,6 +26,8 @@ pub fn attach(model: &mut Model, config: &mut LoraConfig, seed: u64) -> Result<(
         }
     }
     config.fan_in_fan_out = model.config.conv1d;
+    config.target_modules =
+        Some(spelled_out(config.target_modules.as_ref(), &modules, &model.config.model_type)?);
     let mut layout = ParamLayout::default();
     let loras = add_low_rank(model, config, &targets, &mut layout);
     let copies = add_base_parameters(model, config, &targets, &mut layout)?;

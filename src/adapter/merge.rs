@@ -3,16 +3,16 @@
 //!
 //! `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added.
 
-use super::config::LoraConfig;
-use super::io::ADAPTER_FILE;
-use super::target::by_pattern;
+use super::config::{Bias, LoraConfig};
+use super::io::{ADAPTER_FILE, check_all_used, open_adapter, take};
+use super::target::{Target, select_targets};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::{sync_folder, temporary_sibling, write_atomic_bytes};
 use crate::model::save::{StreamedTensor, copy_companions, copy_config, write_streamed};
-use crate::model::{Checkpoint, ModelConfig};
+use crate::model::{Checkpoint, ModelConfig, ModuleInfo, ModuleKind};
 use crate::tensor::Tensor;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
@@ -32,11 +32,14 @@ struct LowRank {
     a: Tensor, // f32 [r, in]
     b: Tensor, // f32 [out, r]
     scale: f32,
+    conv1d: bool, // the weight is stored [in, out]
 }
 
 /// What becomes of one tensor of the merged model.
 struct Plan {
-    stored: Tensor, // the base's, or the adapter's own copy
+    base: String,        // name in the base's file
+    own: Option<Tensor>, // f32, trained whole: in place of the base's
+    shape: Vec<usize>,
     dtype: DType,
     change: Option<LowRank>,
     bias_change: Option<(Tensor, f32)>, // lora_B.bias and the scale
@@ -49,6 +52,19 @@ struct Plan {
 /// When either folder is malformed, they do not fit each other, an adapter's tensor would be left out, or
 /// the output can't be written; then nothing is left behind.
 pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<String> {
+    merge_sharded(model_dir, adapter_dir, output, SHARD_BYTES)
+}
+
+/// [`merge`] with another limit on the bytes of weights per file; a larger tensor has a file of its own.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_sharded(
+    model_dir: &Path,
+    adapter_dir: &Path,
+    output: &Path,
+    shard_bytes: usize,
+) -> Result<String> {
     if output.exists() {
         return Err(Error::format(output, "exists already; choose another folder"));
     }
@@ -56,13 +72,17 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<Stri
     let config = ModelConfig::load(model_dir)?;
     let lora = LoraConfig::load(adapter_dir)?;
     let base = Checkpoint::open(model_dir)?;
-    let adapter = Checkpoint::open_file(&adapter_dir.join(ADAPTER_FILE))?;
+    let adapter = open_adapter(adapter_dir)?;
+    let adapter_file = adapter_dir.join(ADAPTER_FILE);
+    let targets = select_targets(&lora, &modules(&base, &config), &config.model_type)?;
     let mut planner = Planner {
         backend: &backend,
         config: &config,
         lora: &lora,
+        targets: targets.into_iter().map(|t| (t.path.clone(), t)).collect(),
         base: &base,
         adapter: &adapter,
+        adapter_file: &adapter_file,
         unused: adapter.names().collect(),
     };
     let (plans, untied) = planner.plan()?;
@@ -70,7 +90,7 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<Stri
     let temporary = temporary_sibling(output)?;
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
-        write_shards(&temporary, &plans, &config, &backend)?;
+        write_shards(&temporary, &plans, &base, &backend, shard_bytes)?;
         let changes = if untied { vec![("tie_word_embeddings", json!(false))] } else { Vec::new() };
         copy_config(model_dir, &temporary, &changes)?;
         copy_companions(model_dir, &temporary)?;
@@ -88,8 +108,10 @@ struct Planner<'a> {
     backend: &'a Backend,
     config: &'a ModelConfig,
     lora: &'a LoraConfig,
+    targets: BTreeMap<String, Target>, // by module path
     base: &'a Checkpoint,
     adapter: &'a Checkpoint,
+    adapter_file: &'a Path,
     unused: BTreeSet<&'a str>,
 }
 
@@ -104,129 +126,148 @@ impl Planner<'_> {
             {
                 continue;
             }
-            let stored = self.base.tensor(name)?;
-            plans.insert(name.to_string(), self.plan_tensor(&self.full_name(name), stored)?);
+            let full = full_name(name, self.config);
+            // A tied head is the embedding, even where a file holds it once more.
+            if self.config.tie_word_embeddings && full == head(self.config) {
+                continue;
+            }
+            plans.insert(full.clone(), self.plan_tensor(&full, name)?);
         }
-        let untied = self.untie(&mut plans)?;
-        match self.unused.first() {
-            None => Ok((plans, untied)),
-            Some(name) => Err(Error::tensor(
-                *name,
-                format!(
-                    "of the adapter fits nothing in this base ({} such tensors); is it another model's?",
-                    self.unused.len()
-                ),
-            )),
-        }
-    }
-
-    /// The name with the base model's prefix, which base checkpoints leave out.
-    fn full_name(&self, name: &str) -> String {
-        let prefix = self.config.names.base_prefix;
-        if name.starts_with(prefix) || name.starts_with(self.config.names.head) {
-            name.to_string()
-        } else {
-            format!("{prefix}{name}")
-        }
+        let untied = self.config.tie_word_embeddings && self.untie(&mut plans)?;
+        check_all_used(&self.unused, self.adapter_file)?;
+        Ok((plans, untied))
     }
 
     /// A head that was tied to the embedding and is so no longer, because one of them was trained.
     fn untie(&mut self, plans: &mut BTreeMap<String, Plan>) -> Result<bool> {
-        let head = format!("{}.weight", self.config.names.head);
-        if !self.config.tie_word_embeddings || plans.contains_key(&head) {
-            return Ok(false);
-        }
         let embed = format!("{}.weight", self.config.names.embed);
-        let stored = match self.base.tensor(&embed) {
-            Ok(tensor) => tensor,
-            Err(_) => self.base.tensor(embed.trim_start_matches(self.config.names.base_prefix))?,
+        let embedding = plans.get(&embed).ok_or_else(|| Error::tensor(embed, "missing in the base"))?;
+        let (base, embedding_trained) = (embedding.base.clone(), embedding.own.is_some());
+        let plan = self.plan_tensor(&head(self.config), &base)?;
+        let untied = embedding_trained || plan.own.is_some() || plan.change.is_some();
+        if untied {
+            plans.insert(head(self.config), plan);
+        }
+        Ok(untied)
+    }
+
+    /// A tensor of the adapter, in f32.
+    fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = take(self.adapter, &mut self.unused, key, shape, self.adapter_file)?;
+        self.backend.to_dtype(&tensor, DType::F32)
+    }
+
+    /// What becomes of the tensor `name`, which the base's file holds as `base`.
+    fn plan_tensor(&mut self, name: &str, base: &str) -> Result<Plan> {
+        let stored = self.base.tensor(base)?;
+        let (shape, dtype) = (stored.shape().to_vec(), stored.dtype());
+        let mut plan = Plan {
+            base: base.to_string(),
+            own: None,
+            shape: shape.clone(),
+            dtype,
+            change: None,
+            bias_change: None,
         };
-        let before = self.unused.len();
-        let plan = self.plan_tensor(&head, stored)?;
-        let embedding_trained = self.adapter.contains(&format!("base_model.model.{embed}"));
-        if self.unused.len() == before && !embedding_trained {
-            return Ok(false);
-        }
-        plans.insert(head, plan);
-        Ok(true)
-    }
-
-    fn take(&mut self, key: &str) -> Result<Option<Tensor>> {
-        if !self.unused.remove(key) {
-            return Ok(None);
-        }
-        Ok(Some(self.backend.to_dtype(&self.adapter.tensor(key)?, DType::F32)?))
-    }
-
-    fn plan_tensor(&mut self, name: &str, stored: Tensor) -> Result<Plan> {
-        let dtype = stored.dtype();
-        let mut plan = Plan { stored, dtype, change: None, bias_change: None };
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
         let at = |suffix: &str| format!("base_model.model.{module}.{suffix}");
-        let replacement = match kind {
-            "bias" => self.take(&at("base_layer.bias"))?,
-            _ => None,
-        };
-        if let Some(own) = replacement.or(self.take(&format!("base_model.model.{name}"))?) {
-            if own.shape() != plan.stored.shape() {
-                return Err(mismatch(name, own.shape(), plan.stored.shape()));
-            }
-            plan.stored = own;
+        let target = self.targets.get(module).cloned();
+        if self.is_trained_whole(module, kind, &shape) {
+            let of_target = kind == "bias" && target.is_some();
+            let key = if of_target { at("base_layer.bias") } else { at(kind) };
+            plan.own = Some(self.take(&key, &shape)?);
         }
-        let alpha =
-            by_pattern(&self.lora.alpha_pattern, module, "alpha_pattern")?.unwrap_or(self.lora.lora_alpha);
-        let rank = by_pattern(&self.lora.rank_pattern, module, "rank_pattern")?.unwrap_or(self.lora.r);
-        let scale = self.lora.scale(rank, alpha) as f32;
-        if kind == "weight"
-            && let Some(a) = self.take(&at("lora_A.weight"))?
-        {
-            let b = self
-                .take(&at("lora_B.weight"))?
-                .ok_or_else(|| Error::tensor(at("lora_B.weight"), "missing in the adapter"))?;
-            let delta = if self.is_conv1d(module) { [a.cols(), b.rows()] } else { [b.rows(), a.cols()] };
-            if a.rows() != b.cols() || a.rows() != rank || delta != *plan.stored.shape() {
-                return Err(mismatch(name, &delta, plan.stored.shape()));
-            }
-            plan.change = Some(LowRank { a, b, scale });
+        let Some(target) = target else { return Ok(plan) };
+        let scale = target.scale as f32;
+        if kind == "weight" {
+            let conv1d = self.config.conv1d && module != self.config.names.head;
+            let (inputs, outputs) = if conv1d { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
+            let a = self.take(&at("lora_A.weight"), &[target.r, inputs])?;
+            let b = self.take(&at("lora_B.weight"), &[outputs, target.r])?;
+            plan.change = Some(LowRank { a, b, scale, conv1d });
         }
-        if kind == "bias"
-            && let Some(bias) = self.take(&at("lora_B.bias"))?
-        {
-            plan.bias_change = Some((bias, scale));
+        if kind == "bias" && self.lora.lora_bias {
+            plan.bias_change = Some((self.take(&at("lora_B.bias"), &shape)?, scale));
         }
         Ok(plan)
     }
 
-    fn is_conv1d(&self, module: &str) -> bool {
-        self.config.conv1d && module != self.config.names.head
+    /// Whether the settings say that the adapter has this parameter of the base.
+    fn is_trained_whole(&self, module: &str, kind: &str, shape: &[usize]) -> bool {
+        let kept = self.lora.modules_to_save.iter().any(|name| module.ends_with(name.as_str()));
+        let by_bias = match self.lora.bias {
+            Bias::None => false,
+            Bias::All => true,
+            Bias::LoraOnly => self.targets.contains_key(module),
+        };
+        // GPT-2's old files hold masks of four dimensions by the name `bias`.
+        (kept && kind == "weight") || (kind == "bias" && shape.len() == 1 && (kept || by_bias))
     }
 }
 
-fn mismatch(name: &str, found: &[usize], expected: &[usize]) -> Error {
-    Error::tensor(
-        name,
-        format!(
-            "the adapter is for shape {found:?} at its rank, the base has {expected:?}: it is for another base"
-        ),
-    )
+/// The name of the output head's weight.
+fn head(config: &ModelConfig) -> String {
+    format!("{}.weight", config.names.head)
+}
+
+/// A tensor's name with the base model's prefix, which base checkpoints leave out.
+fn full_name(name: &str, config: &ModelConfig) -> String {
+    let prefix = config.names.base_prefix;
+    if name.starts_with(prefix) || name == head(config) {
+        name.to_string()
+    } else {
+        format!("{prefix}{name}")
+    }
+}
+
+/// The model's modules as its weights show them.
+fn modules(base: &Checkpoint, config: &ModelConfig) -> Vec<ModuleInfo> {
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for name in base.names() {
+        if let Some((shape, _)) = base.info(name) {
+            shapes.insert(full_name(name, config), shape.to_vec());
+        }
+    }
+    if config.tie_word_embeddings
+        && let Some(embed) = shapes.get(&format!("{}.weight", config.names.embed)).cloned()
+    {
+        shapes.insert(head(config), embed);
+    }
+    let module = |name: &str, shape: &[usize]| {
+        let path = name.strip_suffix(".weight")?;
+        let is_head = path == config.names.head;
+        let (kind, out_features, in_features) = match *shape {
+            [cols] => (ModuleKind::Norm, cols, cols),
+            [a, b] if path == config.names.embed || Some(path) == config.names.positions => {
+                (ModuleKind::Embedding, b, a)
+            }
+            [i, o] if config.conv1d && !is_head => (ModuleKind::Conv1d, o, i),
+            [o, i] => (ModuleKind::Linear, o, i),
+            _ => return None,
+        };
+        let bias = shapes.contains_key(&format!("{path}.bias"));
+        Some(ModuleInfo { path: path.to_string(), kind, in_features, out_features, bias, is_head })
+    };
+    shapes.iter().filter_map(|(name, shape)| module(name, shape)).collect()
 }
 
 fn write_shards(
     output: &Path,
     plans: &BTreeMap<String, Plan>,
-    config: &ModelConfig,
+    base: &Checkpoint,
     backend: &Backend,
+    shard_bytes: usize,
 ) -> Result<()> {
     let mut shards: Vec<Vec<StreamedTensor<'_>>> = vec![Vec::new()];
     let (mut size, mut total) = (0, 0);
     for (name, plan) in plans {
         let tensor = StreamedTensor {
             name: name.clone(),
-            shape: plan.stored.shape().to_vec(),
+            shape: plan.shape.clone(),
             dtype: plan.dtype,
-            write: Box::new(move |w| write_merged(w, plan, config.conv1d, backend)),
+            write: Box::new(move |w| write_merged(w, plan, base, backend)),
         };
-        if size > 0 && size + tensor.bytes() > SHARD_BYTES {
+        if size > 0 && size + tensor.bytes() > shard_bytes {
             shards.push(Vec::new());
             size = 0;
         }
@@ -253,18 +294,22 @@ fn write_shards(
 }
 
 /// Writes one tensor in blocks of rows.
-fn write_merged(w: &mut dyn Write, plan: &Plan, conv1d: bool, backend: &Backend) -> io::Result<()> {
-    let flat = plan.stored.shape().len() < 2;
+fn write_merged(w: &mut dyn Write, plan: &Plan, base: &Checkpoint, backend: &Backend) -> io::Result<()> {
+    let stored = match &plan.own {
+        Some(own) => Ok(own.clone()),
+        None => base.tensor(&plan.base),
+    };
+    let stored = stored.map_err(io::Error::other)?;
+    let flat = stored.shape().len() < 2;
     let stored =
-        if flat { plan.stored.reshape(&[1, plan.stored.elements()]) } else { Ok(plan.stored.clone()) }
-            .map_err(io::Error::other)?;
+        if flat { stored.reshape(&[1, stored.elements()]) } else { Ok(stored) }.map_err(io::Error::other)?;
     let rows = stored.shape()[0];
     let cols = stored.elements() / rows.max(1);
     let per_block = (BLOCK / cols.max(1)).clamp(1, rows.max(1));
     for first in (0..rows).step_by(per_block) {
         let range = first..(first + per_block).min(rows);
         let block = stored.slice(range.clone()).map_err(io::Error::other)?;
-        let bytes = merged_block(plan, &block, range, conv1d, backend).map_err(io::Error::other)?;
+        let bytes = merged_block(plan, &block, range, backend).map_err(io::Error::other)?;
         w.write_all(&bytes)?;
         block.release_pages();
     }
@@ -275,7 +320,6 @@ fn merged_block(
     plan: &Plan,
     block: &Tensor,
     rows: std::ops::Range<usize>,
-    conv1d: bool,
     backend: &Backend,
 ) -> Result<Vec<u8>> {
     let mut bytes = vec![0; block.elements() * plan.dtype.size()];
@@ -283,7 +327,7 @@ fn merged_block(
         (Some(change), _) => {
             let mut delta = backend.empty(block.shape(), DType::F32)?;
             let b_rows;
-            let term = if conv1d {
+            let term = if change.conv1d {
                 // Rows of [in, out] are columns of A.
                 b_rows = columns(backend, &change.a, rows)?;
                 GemmTerm { a: Matrix::transposed(&b_rows), b: Matrix::transposed(&change.b) }

@@ -3,6 +3,7 @@
 use super::config::{LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::model::{ModuleInfo, ModuleKind};
+use std::collections::BTreeSet;
 
 /// A module to adapt.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,12 +66,15 @@ fn layer_index(path: &str, patterns: Option<&[String]>) -> Option<usize> {
     })
 }
 
+/// Whether `all-linear` takes in this module.
+fn in_all_linear(module: &ModuleInfo) -> bool {
+    matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) && !module.is_head
+}
+
 /// Whether the names or the pattern of `targets` take in this module.
 fn matches(targets: &TargetModules, module: &ModuleInfo, key: &str) -> Result<bool> {
     match targets {
-        TargetModules::AllLinear => {
-            Ok(matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) && !module.is_head)
-        }
+        TargetModules::AllLinear => Ok(in_all_linear(module)),
         TargetModules::Names(names) => Ok(names.iter().any(|n| has_suffix(&module.path, n))),
         TargetModules::Pattern(pattern) => full_match(pattern, &module.path, key),
     }
@@ -82,20 +86,9 @@ fn matches(targets: &TargetModules, module: &ModuleInfo, key: &str) -> Result<bo
 /// When nothing matches, when one of several target names matches nothing (with the nearest names), when a
 /// target is not a linear layer, or a pattern is malformed.
 pub fn select_targets(config: &LoraConfig, modules: &[ModuleInfo], model_type: &str) -> Result<Vec<Target>> {
-    let defaults = || {
-        default_targets(model_type)
-            .map(|names| TargetModules::Names(names.iter().map(|n| (*n).to_string()).collect()))
-            .ok_or_else(|| {
-                Error::config(
-                    "adapter",
-                    "target_modules",
-                    format!("there is no default for `{model_type}`; name the modules, or all-linear"),
-                )
-            })
-    };
     let targets = match &config.target_modules {
         Some(targets) => targets.clone(),
-        None => defaults()?,
+        None => defaults(model_type)?,
     };
     check_names(&targets, modules)?;
     if config.layers_to_transform.is_some() && !matches!(targets, TargetModules::Names(_)) {
@@ -145,6 +138,71 @@ pub fn select_targets(config: &LoraConfig, modules: &[ModuleInfo], model_type: &
         ));
     }
     Ok(chosen)
+}
+
+/// PEFT's default of the family.
+fn defaults(model_type: &str) -> Result<TargetModules> {
+    let names = default_targets(model_type).ok_or_else(|| {
+        Error::config(
+            "adapter",
+            "target_modules",
+            format!("there is no default for `{model_type}`; name the modules, or all-linear"),
+        )
+    })?;
+    Ok(TargetModules::Names(names.iter().map(|n| (*n).to_string()).collect()))
+}
+
+/// From this many names on, PEFT looks for fewer and shorter ones.
+const MIN_TARGETS_TO_SHORTEN: usize = 20;
+
+/// `target_modules` as PEFT writes it once the model is known: the default and `all-linear` spelled out,
+/// and long lists shortened to suffixes that choose the same modules.
+///
+/// # Errors
+/// When the family has no default.
+pub(super) fn spelled_out(
+    targets: Option<&TargetModules>,
+    modules: &[ModuleInfo],
+    model_type: &str,
+) -> Result<TargetModules> {
+    let names = match targets {
+        None => return defaults(model_type),
+        Some(TargetModules::Pattern(pattern)) => return Ok(TargetModules::Pattern(pattern.clone())),
+        Some(TargetModules::Names(names)) => names.clone(),
+        Some(TargetModules::AllLinear) => {
+            modules.iter().filter(|m| in_all_linear(m)).map(|m| m.path.clone()).collect()
+        }
+    };
+    if names.len() < MIN_TARGETS_TO_SHORTEN {
+        return Ok(TargetModules::Names(names));
+    }
+    let shorter = shortest_suffixes(&names, modules);
+    Ok(TargetModules::Names(if shorter.len() < names.len() { shorter } else { names }))
+}
+
+/// Suffixes, as short as possible, that all `names` have and no other module.
+fn shortest_suffixes(names: &[String], modules: &[ModuleInfo]) -> Vec<String> {
+    let suffixes = |path: &str| -> Vec<String> {
+        let parts: Vec<&str> = path.split('.').collect();
+        (0..parts.len()).rev().map(|i| parts[i..].join(".")).collect()
+    };
+    // Modules and those that contain them.
+    let paths = modules.iter().flat_map(|m| {
+        let dots = m.path.match_indices('.').map(|(i, _)| &m.path[..i]);
+        dots.chain(std::iter::once(m.path.as_str()))
+    });
+    let others: BTreeSet<String> =
+        paths.filter(|p| !names.iter().any(|n| has_suffix(p, n))).flat_map(suffixes).collect();
+    let mut by_suffix: Vec<Vec<String>> = names.iter().map(|n| suffixes(n)).collect();
+    by_suffix.sort();
+    let mut chosen: Vec<String> = Vec::new();
+    for suffixes in &by_suffix {
+        let name = &suffixes[suffixes.len() - 1];
+        if !chosen.iter().any(|c| has_suffix(name, c)) {
+            chosen.extend(suffixes.iter().find(|s| !others.contains(*s)).cloned());
+        }
+    }
+    chosen
 }
 
 /// Whether `layers_to_transform` lets the module through; a full path in the list always passes.
@@ -209,7 +267,7 @@ pub fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 /// The value of the first key that matches the end of the path.
-pub(super) fn by_pattern<T: Copy>(pattern: &[(String, T)], path: &str, key: &str) -> Result<Option<T>> {
+fn by_pattern<T: Copy>(pattern: &[(String, T)], path: &str, key: &str) -> Result<Option<T>> {
     for (expression, value) in pattern {
         if full_match(&format!(r"(.*\.)?({expression})"), path, key)? {
             return Ok(Some(*value));

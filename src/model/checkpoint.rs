@@ -163,10 +163,10 @@ impl Checkpoint {
         self.entries.get(name).map(|e| (e.shape.as_slice(), e.dtype))
     }
 
-    /// A tensor of floats, in place in the mapped file.
+    /// A tensor of floats, in place in the mapped file (copied if it is not aligned there).
     ///
     /// # Errors
-    /// When it is missing, of a type that is not read, or not aligned in its file.
+    /// When it is missing or of a type that is not read.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let entry = self.entries.get(name).ok_or_else(|| {
             let files: Vec<_> = self.files.iter().map(|(p, _)| p.display().to_string()).collect();
