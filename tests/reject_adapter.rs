@@ -4,10 +4,10 @@ mod common;
 
 use common::golden::path;
 use lowrank::DType;
-use lowrank::adapter::LoraConfig;
 use lowrank::adapter::io::load_adapter;
 use lowrank::adapter::lora::attach;
 use lowrank::adapter::merge::merge;
+use lowrank::adapter::{LoraConfig, TargetModules};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 use serde_json::{Value, json};
@@ -133,13 +133,24 @@ fn modules_to_save_that_do_not_exist() {
 }
 
 #[test]
+fn low_rank_matrices_on_the_head() {
+    for family in ["gpt2", "llama"] {
+        let mut model = Model::load(&path(family), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
+        let targets = Some(TargetModules::Names(vec!["lm_head".into()]));
+        let mut config = LoraConfig { target_modules: targets, ..LoraConfig::default() };
+        let error = attach(&mut model, &mut config, 0).unwrap_err().to_string();
+        expect(&error, &["target_modules", "`lm_head`", "modules_to_save"]);
+    }
+}
+
+#[test]
 fn merging_what_does_not_fit_leaves_nothing_behind() {
     let parent = tempfile::tempdir().unwrap();
     let output = parent.path().join("merged");
     let error = merge(&path("mistral"), copy("llama/plain").path(), &output).unwrap_err().to_string();
     expect(&error, &["another base"]);
     let error = merge(&path("gpt2"), copy("llama/plain").path(), &output).unwrap_err().to_string();
-    expect(&error, &["of the adapter fits nothing in this base"]);
+    expect(&error, &["_proj`", "c_attn"]);
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     fs::create_dir(&output).unwrap();
     let error = merge(&path("llama"), copy("llama/plain").path(), &output).unwrap_err().to_string();

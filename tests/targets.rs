@@ -5,11 +5,13 @@ mod common;
 
 use common::golden::path;
 use lowrank::DType;
+use lowrank::adapter::lora::attach;
 use lowrank::adapter::{LoraConfig, TargetModules, select_targets};
 use lowrank::backend::cpu::Cpu;
-use lowrank::model::{Model, ModuleInfo};
-use serde_json::Value;
+use lowrank::model::{Model, ModelConfig, ModuleInfo};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs;
 
 fn modules(family: &str) -> (Vec<ModuleInfo>, String) {
     let model = Model::load(&path(family), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
@@ -73,4 +75,61 @@ fn a_name_that_matches_nothing_is_an_error_even_when_others_match() {
     assert!(error.contains("target_modules") && error.contains("regular expression"), "{error}");
     let unknown = select_targets(&LoraConfig::default(), &modules, "novel").unwrap_err().to_string();
     assert!(unknown.contains("`novel`"), "{unknown}");
+}
+
+/// PEFT's `target_modules` of such a configuration once the model is known, by its own code.
+#[test]
+fn targets_are_spelled_out_as_peft_writes_them() {
+    let model = |family: &str| Model::load(&path(family), &Cpu::new(None).unwrap(), DType::F32).unwrap();
+    let written = |model: &mut Model, targets: Option<TargetModules>| {
+        let mut config = LoraConfig { target_modules: targets, ..LoraConfig::default() };
+        attach(model, &mut config, 0).unwrap();
+        let json: Value = serde_json::from_str(&config.to_json()).unwrap();
+        json["target_modules"].clone()
+    };
+    assert_eq!(written(&mut model("llama"), None), json!(["q_proj", "v_proj"]));
+    assert_eq!(written(&mut model("gpt2"), None), json!(["c_attn"]));
+    for family in ["gpt2", "llama", "mistral", "qwen3"] {
+        let file = fs::read_to_string(path(family).join("all_linear/adapter_config.json")).unwrap();
+        let theirs: Value = serde_json::from_str(&file).unwrap();
+        let mut theirs: Vec<String> = serde_json::from_value(theirs["target_modules"].clone()).unwrap();
+        theirs.sort();
+        assert_eq!(written(&mut model(family), Some(TargetModules::AllLinear)), json!(theirs), "{family}");
+    }
+    // From 20 names on, suffixes.
+    let deep = |family: &str, key: &str| {
+        let file = path(family).join("config.json");
+        let mut json: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        json[key] = json!(5);
+        json.as_object_mut().unwrap().remove("layer_types");
+        let config = ModelConfig::from_json(&file, &json).unwrap();
+        Model::random(config, &Cpu::new(None).unwrap(), DType::F32, 1).unwrap()
+    };
+    assert_eq!(
+        written(&mut deep("llama", "num_hidden_layers"), Some(TargetModules::AllLinear)),
+        json!(["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"])
+    );
+    assert_eq!(
+        written(&mut deep("gpt2", "n_layer"), Some(TargetModules::AllLinear)),
+        json!(["c_attn", "c_fc", "c_proj"])
+    );
+    // All but one query projection: the suffix must not take it in.
+    let mut some: Vec<String> = (0..5)
+        .flat_map(|i| ["q", "k", "v", "o"].map(|p| format!("model.layers.{i}.self_attn.{p}_proj")))
+        .collect();
+    some.retain(|name| name != "model.layers.3.self_attn.q_proj");
+    some.push("model.layers.0.mlp.up_proj".into());
+    assert_eq!(
+        written(&mut deep("llama", "num_hidden_layers"), Some(TargetModules::Names(some))),
+        json!([
+            "0.mlp.up_proj",
+            "0.self_attn.q_proj",
+            "1.self_attn.q_proj",
+            "2.self_attn.q_proj",
+            "4.self_attn.q_proj",
+            "k_proj",
+            "o_proj",
+            "v_proj"
+        ])
+    );
 }

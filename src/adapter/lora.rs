@@ -2,7 +2,7 @@
 
 use super::config::{Bias, InitLoraWeights, LoraConfig};
 use super::target::{Target, no_such_module, select_targets, spelled_out};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Lora, Model, Parameter, Weight};
 use crate::param::{ParamId, ParamLayout};
 use crate::rng::{Philox, PhiloxKey, Stream};
@@ -20,6 +20,16 @@ pub fn attach(model: &mut Model, config: &mut LoraConfig, seed: u64) -> Result<(
     config.check("adapter")?;
     let modules = model.modules();
     let targets = select_targets(config, &modules, &model.config.model_type)?;
+    if let Some(head) = targets.iter().find(|t| t.path == model.head.path) {
+        return Err(Error::config(
+            "adapter",
+            "target_modules",
+            format!(
+                "`{0}`: low-rank adapters on the output head are not supported; train it whole by modules_to_save `{0}`",
+                head.path
+            ),
+        ));
+    }
     for name in &config.modules_to_save {
         if !modules.iter().any(|m| m.path.ends_with(name.as_str())) {
             return Err(no_such_module("modules_to_save", name, &modules));
