@@ -12,7 +12,12 @@
 #include <string.h>
 
 #define LANES 16
+#if defined(LOWRANK_AVX512) || defined(LOWRANK_AVX2)
 #define INLINE static inline __attribute__((always_inline))
+#else
+// Sixteen-float structures inlined everywhere would take the compiler most of a minute.
+#define INLINE static inline
+#endif
 
 INLINE float bits_as_float(uint32_t u) {
     float f;

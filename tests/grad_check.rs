@@ -125,6 +125,7 @@ fn attention() {
         Sequence { q_start: 5, q_len: 3, k_start: 5, k_len: 11 },
         Sequence { q_start: 8, q_len: 1, k_start: 16, k_len: 1 },
     ];
+    #[allow(clippy::type_complexity)]
     let cases: [(usize, usize, usize, &[Sequence], usize, usize); 3] =
         [(1, 1, 3, &whole, 7, 7), (4, 2, 8, &packed, 9, 17), (6, 2, 33, &packed, 9, 17)];
     for (n_heads, n_kv_heads, head_dim, sequences, q_rows, k_rows) in cases {

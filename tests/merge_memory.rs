@@ -19,7 +19,7 @@ fn sparse(path: &std::path::Path, tensors: &[(&str, Vec<usize>)]) {
         offset = end;
     }
     let mut text = serde_json::Value::Object(header).to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     let mut file = fs::File::create(path).unwrap();

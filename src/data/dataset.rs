@@ -241,16 +241,14 @@ impl<'a> Encoder<'a> {
         }
         let found = example.input_ids.len();
         match self.options.max_length {
-            None if found > self.options.model_max_length => {
-                return Err(Error::data(
-                    self.path,
-                    row,
-                    format!(
-                        "{found} tokens, but the model allows {}; --max-length N cuts longer rows off",
-                        self.options.model_max_length
-                    ),
-                ));
-            }
+            None if found > self.options.model_max_length => Err(Error::data(
+                self.path,
+                row,
+                format!(
+                    "{found} tokens, but the model allows {}; --max-length N cuts longer rows off",
+                    self.options.model_max_length
+                ),
+            )),
             Some(limit) if found > limit => {
                 example.input_ids.truncate(limit);
                 example.labels.truncate(limit);

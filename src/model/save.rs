@@ -23,6 +23,9 @@ const COMPANIONS: [&str; 9] = [
     "tokenizer.model",
 ];
 
+/// Writes a tensor's elements, row-major, little-endian.
+pub type WriteTensor<'a> = Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>;
+
 /// A tensor to be written: its description, and a function that writes its bytes.
 pub struct StreamedTensor<'a> {
     /// Name in the file.
@@ -32,7 +35,7 @@ pub struct StreamedTensor<'a> {
     /// Element type.
     pub dtype: DType,
     /// Writes the elements, row-major, little-endian.
-    pub write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>,
+    pub write: WriteTensor<'a>,
 }
 
 impl StreamedTensor<'_> {
