@@ -1,5 +1,5 @@
-// Matrix products. A result is computed by column panels: a panel of B is packed in chunks of k that stay in
-// cache and used for all rows of A, which the caller has packed once. Accumulators pass from chunk to chunk
+// Matrix products. A result is computed by column panels, a few neighbours at a time: their part of B is packed
+// in chunks of k that stay in cache and used for all rows of A, which the caller has packed once. Accumulators pass from chunk to chunk
 // and term to term through f32 memory, which changes no bits.
 #include "gemm_kernel.h"
 #include "table.h"
@@ -21,8 +21,8 @@ static void pack_a(uint32_t *dst, const struct gemm_operand *a, size_t m, size_t
     }
 }
 
-static size_t scratch_floats(size_t m, size_t first, size_t last) {
-    return KC * NR + (last - first) * tile_rows(m) * NR;
+static size_t scratch_floats(size_t m, size_t panels, size_t first, size_t last) {
+    return panels * (KC * NR + (last - first) * tile_rows(m) * NR);
 }
 
 INLINE vf load_bias(const struct gemm_args *g, size_t first, size_t left) {
@@ -43,15 +43,14 @@ static void load_tile(const struct gemm_args *g, float *c, size_t row0, size_t m
         }
 }
 
-static void store_tile(const struct gemm_args *g, const float *c, size_t row0, size_t mr, size_t column,
+static void store_tile(const struct gemm_args *g, float *c, size_t row0, size_t mr, size_t column,
                        size_t count) {
-    for (size_t j = 0; j < count; j += LANES) {
-        vf bias = load_bias(g, column + j, count - j);
-        for (size_t i = 0; i < mr; i++) {
+    for (size_t i = 0; i < mr; i++)
+        for (size_t j = 0; j < count; j += LANES) {
+            vf bias = load_bias(g, column + j, count - j);
             void *p = at_mut(g->out, (row0 + i) * g->ldo + column + j, g->out_type);
             v_store_part(p, finished(g, vf_load(c + i * NR + j), bias), count - j, g->out_type);
         }
-    }
 }
 
 INLINE size_t at_most_lanes(size_t n) { return n < LANES ? n : LANES; }
@@ -72,8 +71,8 @@ static void load_tile_transposed(const struct gemm_args *g, float *c, size_t row
         }
 }
 
-static void store_tile_transposed(const struct gemm_args *g, const float *c, size_t row0, size_t mr,
-                                  size_t column, size_t count) {
+static void store_tile_transposed(const struct gemm_args *g, float *c, size_t row0, size_t mr, size_t column,
+                                  size_t count) {
     for (size_t i0 = 0; i0 < mr; i0 += LANES) {
         vf bias = load_bias(g, row0 + i0, mr - i0);
         for (size_t j0 = 0; j0 < count; j0 += LANES) {
@@ -90,13 +89,21 @@ static void store_tile_transposed(const struct gemm_args *g, const float *c, siz
     }
 }
 
-// A chunk of one term's k for one column panel.
+// What a job computes: `panels` panels from `column` on, rows [first_row, last_row).
+struct job {
+    const struct gemm_args *g;
+    size_t column, panels, first_row, last_row;
+    uint32_t *packed;    // [panels][KC][NR]
+    float *accumulators; // [panels][rows][NR]
+};
+
+// A chunk of one term's k, for the panels from `column` on.
 struct chunk {
     size_t term, u0, k0, k, column;
 };
 
-static size_t columns_of(const struct gemm_args *g, size_t column) {
-    return g->n - column < NR ? g->n - column : NR;
+static size_t columns_of(const struct gemm_args *g, size_t column, size_t panels) {
+    return g->n - column < panels * NR ? g->n - column : panels * NR;
 }
 
 static struct chunk chunk_at(const struct gemm_args *g, size_t column, size_t term, size_t u0) {
@@ -104,52 +111,74 @@ static struct chunk chunk_at(const struct gemm_args *g, size_t column, size_t te
     return (struct chunk){term, u0, k0, left < KC * per_unit ? left : KC * per_unit, column};
 }
 
-// The chunk after c: of the same panel, or the first of the next panel, which this thread likely gets.
-static struct chunk chunk_after(const struct gemm_args *g, struct chunk c) {
+// The chunk after c: of the same panels, or the first of the next ones, which this thread likely gets.
+static struct chunk chunk_after(const struct job *job, struct chunk c) {
+    const struct gemm_args *g = job->g;
     if (c.u0 + KC < units(g->terms[c.term].k, g->bf16)) return chunk_at(g, c.column, c.term, c.u0 + KC);
     if (c.term + 1 < g->n_terms) return chunk_at(g, c.column, c.term + 1, 0);
-    return chunk_at(g, c.column + NR, 0, 0);
+    return chunk_at(g, c.column + job->panels * NR, 0, 0);
 }
 
-// Adds a chunk to the accumulators of rows [row_first, row_last), starting from zero if `first`.
-static void add_chunk(const struct gemm_args *g, struct chunk chunk, size_t row_first, size_t row_last,
-                      uint32_t *packed, float *accumulators, int first) {
+// Asks for part `part` of `parts` of a chunk of B.
+static void prefetch(const struct job *job, struct chunk chunk, size_t part, size_t parts) {
+    const struct gemm_args *g = job->g;
+    if (chunk.column >= g->n) return;
+    prefetch_b_panel(&g->terms[chunk.term].b, chunk.column, columns_of(g, chunk.column, job->panels), chunk.k0,
+                     chunk.k, part, parts);
+}
+
+// Adds a chunk to the accumulators, which start from zero if `first`.
+static void add_chunk(const struct job *job, struct chunk chunk, int first) {
+    const struct gemm_args *g = job->g;
     const struct gemm_term *term = &g->terms[chunk.term];
-    size_t rows = tile_rows(g->m), count = columns_of(g, chunk.column), ku = units(term->k, g->bf16);
-    pack_b_panel(packed, NR, &term->b, chunk.column, count, chunk.k0, chunk.k, g->bf16);
-    struct chunk next = chunk_after(g, chunk);
-    size_t parts = next.column < g->n ? (row_last - row_first + rows - 1) / rows : 0;
-    for (size_t row0 = row_first, part = 0; row0 < row_last; row0 += rows, part++) {
-        if (part < parts)
-            prefetch_b_panel(&g->terms[next.term].b, next.column, columns_of(g, next.column), next.k0, next.k, part,
-                             parts);
-        size_t mr = row_last - row0 < rows ? row_last - row0 : rows;
-        const uint32_t *a = term->a + row0 * ku + chunk.u0 * mr;
-        float *c = accumulators + (row0 - row_first) * NR;
-        tile_for(mr, count, g->bf16)(units(chunk.k, g->bf16), a, packed, c, NR, first);
+    size_t rows = tile_rows(g->m), job_rows = job->last_row - job->first_row;
+    size_t ku = units(term->k, g->bf16), parts = (job_rows + rows - 1) / rows;
+    for (size_t p = 0; p < job->panels; p++) {
+        size_t column = chunk.column + p * NR;
+        pack_b_panel(job->packed + p * KC * NR, NR, &term->b, column, columns_of(g, column, 1), chunk.k0, chunk.k,
+                     g->bf16);
+    }
+    struct chunk next = chunk_after(job, chunk);
+    for (size_t row = 0, part = 0; row < job_rows; row += rows, part++) {
+        prefetch(job, next, part, parts);
+        size_t mr = job_rows - row < rows ? job_rows - row : rows;
+        const uint32_t *a = term->a + (job->first_row + row) * ku + chunk.u0 * mr;
+        for (size_t p = 0; p < job->panels; p++) {
+            float *c = job->accumulators + (p * job_rows + row) * NR;
+            tile_for(mr, columns_of(g, chunk.column + p * NR, 1), g->bf16)(
+                units(chunk.k, g->bf16), a, job->packed + p * KC * NR, c, NR, first);
+        }
     }
 }
 
-static void panel(const struct gemm_args *g, size_t column, size_t first, size_t last, float *scratch) {
-    uint32_t *packed = (uint32_t *)scratch;
-    float *accumulators = scratch + KC * NR;
-    size_t rows = tile_rows(g->m), row_first = first * rows;
-    size_t row_last = last * rows < g->m ? last * rows : g->m, count = columns_of(g, column);
+typedef void (*tile_copy)(const struct gemm_args *g, float *c, size_t row0, size_t mr, size_t column,
+                          size_t count);
+
+static void copy_tiles(const struct job *job, tile_copy copy) {
+    size_t rows = job->last_row - job->first_row;
+    for (size_t p = 0; p < job->panels; p++) {
+        size_t column = job->column + p * NR;
+        copy(job->g, job->accumulators + p * rows * NR, job->first_row, rows, column, columns_of(job->g, column, 1));
+    }
+}
+
+static void panels(const struct gemm_args *g, size_t column, size_t count, size_t first, size_t last,
+                   float *scratch) {
+    size_t rows = tile_rows(g->m), last_row = last * rows < g->m ? last * rows : g->m;
+    struct job job = {g, column, count, first * rows, last_row, (uint32_t *)scratch, scratch + count * KC * NR};
     int started = 0;
     if (g->accumulate) {
-        (g->out_transposed ? load_tile_transposed : load_tile)(g, accumulators, row_first, row_last - row_first,
-                                                               column, count);
+        copy_tiles(&job, g->out_transposed ? load_tile_transposed : load_tile);
         started = 1;
     }
     for (size_t t = 0; t < g->n_terms; t++) {
         for (size_t u0 = 0; u0 < units(g->terms[t].k, g->bf16); u0 += KC) {
-            add_chunk(g, chunk_at(g, column, t, u0), row_first, row_last, packed, accumulators, !started);
+            add_chunk(&job, chunk_at(g, column, t, u0), !started);
             started = 1;
         }
     }
-    if (!started) memset(accumulators, 0, (row_last - row_first) * NR * sizeof(float));
-    (g->out_transposed ? store_tile_transposed : store_tile)(g, accumulators, row_first, row_last - row_first,
-                                                             column, count);
+    if (!started) memset(job.accumulators, 0, count * (last_row - job.first_row) * NR * sizeof(float));
+    copy_tiles(&job, g->out_transposed ? store_tile_transposed : store_tile);
 }
 
 // As many accumulators as registers hold, and more than the instruction's latency needs.
@@ -185,6 +214,6 @@ void TABLE_FN(gemm)(struct kernel_table *table) {
     table->gemm_pack_a = pack_a;
     table->gemm_tile_rows = rows_per_tile;
     table->gemm_scratch = scratch_floats;
-    table->gemm_panel = panel;
+    table->gemm_panels = panels;
     table->peak = peak;
 }

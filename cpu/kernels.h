@@ -93,10 +93,12 @@ struct kernel_table {
     void (*gemm_pack_a)(uint32_t *dst, const struct gemm_operand *a, size_t m, size_t k, int32_t bf16,
                         size_t first, size_t last);
     size_t (*gemm_tile_rows)(size_t m);
-    // Floats of scratch that gemm_panel takes for tiles [first, last).
-    size_t (*gemm_scratch)(size_t m, size_t first, size_t last);
-    // Columns [column, column + gemm_nr) of the result, tiles [first, last) of its rows.
-    void (*gemm_panel)(const struct gemm_args *args, size_t column, size_t first, size_t last, float *scratch);
+    // Floats of scratch that gemm_panels takes for `panels` panels and tiles [first, last).
+    size_t (*gemm_scratch)(size_t m, size_t panels, size_t first, size_t last);
+    // `panels` panels of gemm_nr columns from `column` on (all of them begin inside the result), tiles
+    // [first, last) of its rows.
+    void (*gemm_panels)(const struct gemm_args *args, size_t column, size_t panels, size_t first, size_t last,
+                        float *scratch);
 
     // Floats of scratch for attention over a sequence.
     size_t (*attention_scratch)(size_t q_len, size_t k_len, size_t head_dim, int32_t backward);

@@ -209,12 +209,14 @@ pub struct kernel_table {
         ),
     >,
     pub gemm_tile_rows: ::core::option::Option<unsafe extern "C" fn(m: usize) -> usize>,
-    pub gemm_scratch:
-        ::core::option::Option<unsafe extern "C" fn(m: usize, first: usize, last: usize) -> usize>,
-    pub gemm_panel: ::core::option::Option<
+    pub gemm_scratch: ::core::option::Option<
+        unsafe extern "C" fn(m: usize, panels: usize, first: usize, last: usize) -> usize,
+    >,
+    pub gemm_panels: ::core::option::Option<
         unsafe extern "C" fn(
             args: *const gemm_args,
             column: usize,
+            panels: usize,
             first: usize,
             last: usize,
             scratch: *mut f32,
@@ -451,8 +453,8 @@ const _: () = {
         [::core::mem::offset_of!(kernel_table, gemm_tile_rows) - 48usize];
     ["Offset of field: kernel_table::gemm_scratch"]
         [::core::mem::offset_of!(kernel_table, gemm_scratch) - 56usize];
-    ["Offset of field: kernel_table::gemm_panel"]
-        [::core::mem::offset_of!(kernel_table, gemm_panel) - 64usize];
+    ["Offset of field: kernel_table::gemm_panels"]
+        [::core::mem::offset_of!(kernel_table, gemm_panels) - 64usize];
     ["Offset of field: kernel_table::attention_scratch"]
         [::core::mem::offset_of!(kernel_table, attention_scratch) - 72usize];
     ["Offset of field: kernel_table::attention"][::core::mem::offset_of!(kernel_table, attention) - 80usize];

@@ -109,28 +109,46 @@ impl Cpu {
         let m = args.m;
         let panels = args.n.div_ceil(width);
         let tiles = self.tiles(m);
+        let together = self.panels_per_job(panels, tiles);
+        let groups = panels.div_ceil(together);
         let mut tiles_per_job = tiles.min(TILES_PER_JOB);
-        if panels < 3 * self.threads && self.threads > 1 {
-            let row_jobs = (4 * self.threads).div_ceil(panels);
+        if groups < 3 * self.threads && !groups.is_multiple_of(self.threads) {
+            let row_jobs = (4 * self.threads).div_ceil(groups);
             tiles_per_job = tiles_per_job.min(tiles.div_ceil(row_jobs)).max(1);
         }
         let row_jobs = tiles.div_ceil(tiles_per_job);
         let shared = Shared(std::ptr::from_ref(args).cast_mut());
         let job = |i: usize| {
-            let (panel, first) = (i / row_jobs, i % row_jobs * tiles_per_job);
+            let (group, first) = (i / row_jobs, i % row_jobs * tiles_per_job);
             let last = (first + tiles_per_job).min(tiles);
+            let start = group * together;
+            let count = together.min(panels - start);
             // SAFETY: a pure function of its arguments.
-            let floats = unsafe { kernel!(self, gemm_scratch)(m, first, last) };
+            let floats = unsafe { kernel!(self, gemm_scratch)(m, count, first, last) };
             // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
             with_scratch(floats, |scratch| unsafe {
-                kernel!(self, gemm_panel)(shared.at(0), panel * width, first, last, scratch);
+                kernel!(self, gemm_panels)(shared.at(0), start * width, count, first, last, scratch);
             });
         };
         if work < SERIAL_WORK {
-            (0..panels * row_jobs).for_each(job);
+            (0..groups * row_jobs).for_each(job);
         } else {
-            self.run(panels * row_jobs, job);
+            self.run(groups * row_jobs, job);
         }
+    }
+
+    /// Neighbouring panels that a job takes: they share reads of A, and pages of an untransposed B. One where
+    /// there are few rows, so that B stays in the first-level cache; else as many as keep the threads evenly busy.
+    fn panels_per_job(&self, panels: usize, tiles: usize) -> usize {
+        if tiles < 8 {
+            return 1;
+        }
+        let even = |groups: usize| groups.is_multiple_of(self.threads) || groups >= 8 * self.threads;
+        let fits = |together: &usize| {
+            let groups = panels.div_ceil(*together);
+            groups >= 2 * self.threads && panels.is_multiple_of(*together) && even(groups)
+        };
+        (2..=4).rev().find(fits).unwrap_or(1)
     }
 }
 
