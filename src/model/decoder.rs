@@ -8,7 +8,6 @@ use crate::autograd::{Dropout, Replay, Tape, Var};
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::cross_entropy::Loss;
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::sync::Mutex;
@@ -102,22 +101,11 @@ struct Pass<'a> {
 }
 
 impl Model {
-    /// The loss of a batch, recorded on `tape` if it records; the gradient is of `grad_scale` times the sum.
-    /// Call [`Model::backward`] with the same batch to use it.
-    ///
-    /// # Errors
-    /// When a token is outside the vocabulary, a sequence too long, or memory can't be had.
-    pub fn loss<'m>(&'m self, tape: &mut Tape<'m>, batch: &Batch, grad_scale: f32) -> Result<Loss> {
-        let pass = self.pass(batch, 0)?;
-        let hidden = pass.hidden(tape, None)?;
-        tape.linear_cross_entropy(&hidden, &self.head, &batch.targets, grad_scale)
-    }
-
     /// Forward and backward of one micro-batch: cross-entropies of the counted tokens (f32 `[counted]`);
     /// gradients of `grad_scale` times their sum are added to the parameters'.
     ///
     /// # Errors
-    /// As [`Model::loss`].
+    /// When a token is outside the vocabulary, a sequence too long, or memory can't be had.
     pub fn train_step(&self, batch: &Batch, grad_scale: f32, dropout: Option<Dropout>) -> Result<Tensor> {
         let mut tape = Tape::training(&self.backend, &self.params, self.dtype, dropout);
         let pass = self.pass(batch, 0)?;
@@ -133,16 +121,17 @@ impl Model {
     /// Cross-entropies of the counted tokens, in order: f32 `[counted]`.
     ///
     /// # Errors
-    /// As [`Model::loss`].
+    /// As [`Model::train_step`].
     pub fn evaluate(&self, batch: &Batch) -> Result<Tensor> {
         let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
-        Ok(self.loss(&mut tape, batch, 1.0)?.losses)
+        let hidden = self.pass(batch, 0)?.hidden(&mut tape, None)?;
+        Ok(tape.linear_cross_entropy(&hidden, &self.head, &batch.targets, 1.0)?.losses)
     }
 
     /// Logits of every token: f32 `[tokens, vocab_size]`.
     ///
     /// # Errors
-    /// As [`Model::loss`].
+    /// As [`Model::train_step`].
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
         let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
         let hidden = self.pass(batch, 0)?.hidden(&mut tape, None)?;
@@ -152,7 +141,7 @@ impl Model {
     /// Feeds tokens after those in `cache` and gives the logits of the last one: f32 `[1, vocab_size]`.
     ///
     /// # Errors
-    /// When the cache is full or as [`Model::loss`].
+    /// When the cache is full or as [`Model::train_step`].
     pub fn extend(&self, input_ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
         if input_ids.is_empty() || cache.len + input_ids.len() > cache.capacity {
             return Err(Error::shape(
