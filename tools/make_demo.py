@@ -6,7 +6,7 @@ The text is made from WordNet 3.0 (Princeton University; its licence permits use
 distribution with the notice in examples/finetune/demo/NOTICE), as Debian's package wordnet-base ships it:
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb wordnet
-    pip install tokenizers==0.23.2
+    pip install tokenizers==0.23.3
     python3 tools/make_demo.py --wordnet wordnet/usr/share/wordnet --text demo_text.jsonl
 
 Everything follows from the seed: running it again gives the same files.
@@ -26,7 +26,8 @@ DATA = ROOT / "examples/finetune/demo/data"
 VOCABULARY = 4096
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
-# WordNet's files of nouns that one can point at, and how many of the most frequent words of each are taught.
+# WordNet's files of nouns that one can point at, and how many words of each are taught: the most
+# frequent in WordNet's tagged texts, then in alphabetical order.
 WORLD = {5: 150, 6: 260, 8: 40, 13: 90, 17: 40, 20: 70, 27: 40}
 
 TEMPLATE = (

@@ -12,7 +12,7 @@ use lowrank::data::{
 use lowrank::fs::write_atomic_bytes;
 use lowrank::model::Model;
 use lowrank::train::{Interval, Method, Trainer, TrainingArguments, evaluate};
-use lowrank::{DType, Result};
+use lowrank::{DType, Error, Result};
 use std::path::Path;
 use std::time::Instant;
 
@@ -48,18 +48,15 @@ pub fn run() -> Result<()> {
     let questions = questions(&output.join("held_out.jsonl"))?;
 
     eprintln!(
-        "A small Llama-type language model ({} parameters) knows some nouns from a dictionary,",
+        "A small Llama-type language model ({} parameters) has read a dictionary, but was",
         model.base_elements()
     );
     eprintln!(
-        "but has never been asked about them. {} questions and answers teach it to answer;",
-        train.len()
+        "never asked about it. {} questions with answers teach it to answer; {} more, about",
+        train.len(),
+        held_out.len()
     );
-    eprintln!(
-        "{} others, about other nouns, are held out. Computing on {}.\n",
-        held_out.len(),
-        backend.name()
-    );
+    eprintln!("other nouns that it has read of, are held out. Computing on {}.\n", backend.name());
 
     let before = answers(&model, &model_dir, &tokenizer, &questions)?;
     let mut config = LoraConfig {
@@ -127,8 +124,14 @@ fn train_adapter(
     let stop = stop_on_ctrl_c()?;
     let mut trainer = Trainer::new(model, Method::Lora(config), arguments, loader, held_out, output)?;
     let mut progress = Progress::new(trainer.total_steps(), 0);
-    trainer.run(&stop, &mut |event| progress.show(event))?;
+    let finished = trainer.run(&stop, &mut |event| progress.show(event));
     progress.finish();
+    finished.map_err(|error| match error {
+        Error::Interrupted(_) => {
+            Error::Interrupted(format!("what was trained so far is in {OUTPUT}/checkpoint-*"))
+        }
+        other => other,
+    })?;
     eprintln!();
     Ok(())
 }
