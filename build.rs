@@ -2,8 +2,8 @@
 
 use std::env;
 
-const SOURCES: [&str; 6] = ["attention", "cross_entropy", "elementwise", "gemm", "norm", "table"];
-const HEADERS: [&str; 5] = ["gemm_kernel", "kernels", "simd", "table", "vmath"];
+const SOURCES: [&str; 7] = ["attention", "cross_entropy", "elementwise", "gemm", "norm", "quant", "table"];
+const HEADERS: [&str; 6] = ["gemm_kernel", "kernels", "quant", "simd", "table", "vmath"];
 
 fn main() {
     for source in SOURCES {

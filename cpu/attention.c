@@ -42,11 +42,11 @@ static void round_rows(float *rows, size_t m, size_t ld, size_t n) {
 
 // An operand over rows of floats, or of bf16 made by round_rows.
 INLINE struct gemm_operand rows_operand(const float *rows, size_t ld, int bf16, int transposed) {
-    return (struct gemm_operand){rows, bf16 ? 2 * ld : ld, bf16 ? TYPE_BF16 : TYPE_F32, transposed};
+    return (struct gemm_operand){rows, NULL, bf16 ? 2 * ld : ld, bf16 ? TYPE_BF16 : TYPE_F32, transposed};
 }
 
 INLINE struct gemm_operand operand(const void *data, size_t ld, int type, int transposed) {
-    return (struct gemm_operand){data, ld, type, transposed};
+    return (struct gemm_operand){data, NULL, ld, type, transposed};
 }
 
 // exp(s - m) over the first `visible` keys, zeros up to `end`; returns the sum.

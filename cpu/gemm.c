@@ -4,9 +4,6 @@
 #include "gemm_kernel.h"
 #include "table.h"
 
-// Units of k per chunk: a packed chunk of B takes KC * NR * 4 bytes.
-#define KC 256
-
 static size_t pack_a_units(size_t m, size_t k, int32_t bf16) { return m * units(k, bf16); }
 
 static size_t rows_per_tile(size_t m) { return tile_rows(m); }
@@ -127,6 +124,14 @@ static void prefetch(const struct job *job, struct chunk chunk, size_t part, siz
                      chunk.k, part, parts);
 }
 
+// A chunk's part of B in one panel of NR columns: KC * NR * 4 bytes at most.
+static void pack_b(uint32_t *dst, const struct gemm_operand *b, size_t column, size_t count, size_t k0, size_t k,
+                   int bf16) {
+    if (!b->quantized) pack_b_panel(dst, NR, b, column, count, k0, k, bf16);
+    else if (b->transposed) pack_quantized_lines(dst, b->quantized, column, count, k0, k, bf16);
+    else pack_quantized_columns(dst, b->quantized, column, count, k0, k, bf16);
+}
+
 // Adds a chunk to the accumulators, which start from zero if `first`.
 static void add_chunk(const struct job *job, struct chunk chunk, int first) {
     const struct gemm_args *g = job->g;
@@ -135,8 +140,7 @@ static void add_chunk(const struct job *job, struct chunk chunk, int first) {
     size_t ku = units(term->k, g->bf16), parts = (job_rows + rows - 1) / rows;
     for (size_t p = 0; p < job->panels; p++) {
         size_t column = chunk.column + p * NR;
-        pack_b_panel(job->packed + p * KC * NR, NR, &term->b, column, columns_of(g, column, 1), chunk.k0, chunk.k,
-                     g->bf16);
+        pack_b(job->packed + p * KC * NR, &term->b, column, columns_of(g, column, 1), chunk.k0, chunk.k, g->bf16);
     }
     struct chunk next = chunk_after(job, chunk);
     for (size_t row = 0, part = 0; row < job_rows; row += rows, part++) {

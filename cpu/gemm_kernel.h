@@ -9,6 +9,7 @@
 #define LOWRANK_GEMM_KERNEL_H
 
 #include "kernels.h"
+#include "quant.h"
 #include "simd.h"
 
 #if defined(LOWRANK_AVX512)
@@ -97,34 +98,39 @@ INLINE vi units_of_columns(const void *row0, const void *row1, size_t left, int 
     return p1 ? vi_or(high, vi_load_u16(p1)) : high;
 }
 
+// Packs up to sixteen lines of `k` elements, each line contiguous, into [ku] rows of `store` units, `width`
+// apart; zeros for lines beyond.
+INLINE void pack_16_lines(uint32_t *dst, size_t width, size_t store, const char *src, size_t stride, int type,
+                          size_t lines, size_t k, int bf16) {
+    size_t per_unit = bf16 ? 2 : 1, ku = units(k, bf16);
+    for (size_t u = 0; u < ku; u += LANES) {
+        vi r[LANES];
+        size_t left = k - u * per_unit;
+        const char *from = at(src, u * per_unit, type);
+        if (lines == LANES && left >= LANES * per_unit) {
+#pragma GCC unroll 16
+            for (size_t i = 0; i < LANES; i++) r[i] = units_of_row(from + i * stride, LANES * 2, type, bf16);
+        } else {
+            for (size_t i = 0; i < LANES; i++)
+                r[i] = i < lines ? units_of_row(from + i * stride, left, type, bf16) : vi_set1(0);
+        }
+        transpose16(r);
+        size_t rows = ku - u < LANES ? ku - u : LANES;
+        for (size_t j = 0; j < rows; j++) {
+            float *to = (float *)(dst + (u + j) * width);
+            if (store == LANES) vf_store(to, vi_as_vf(r[j]));
+            else vf_store_n(to, vi_as_vf(r[j]), (int)store);
+        }
+    }
+}
+
 // Packs `count` lines of `k` elements, each line contiguous, into [ku][width], zeros for lines beyond.
 INLINE void pack_lines(uint32_t *dst, size_t width, const void *src, size_t ld, int type, size_t count,
                        size_t k, int bf16) {
-    size_t per_unit = bf16 ? 2 : 1, ku = units(k, bf16);
     for (size_t line = 0; line < width; line += LANES) {
-        size_t lines = count > line ? count - line : 0;
-        if (lines > LANES) lines = LANES;
-        size_t store = width - line < LANES ? width - line : LANES;
-        for (size_t u = 0; u < ku; u += LANES) {
-            vi r[LANES];
-            size_t left = k - u * per_unit;
-            const char *from = at(src, line * ld + u * per_unit, type);
-            size_t stride = ld * type_size(type);
-            if (lines == LANES && left >= LANES * per_unit) {
-#pragma GCC unroll 16
-                for (size_t i = 0; i < LANES; i++) r[i] = units_of_row(from + i * stride, LANES * 2, type, bf16);
-            } else {
-                for (size_t i = 0; i < LANES; i++)
-                    r[i] = i < lines ? units_of_row(from + i * stride, left, type, bf16) : vi_set1(0);
-            }
-            transpose16(r);
-            size_t rows = ku - u < LANES ? ku - u : LANES;
-            for (size_t j = 0; j < rows; j++) {
-                float *to = (float *)(dst + (u + j) * width + line);
-                if (store == LANES) vf_store(to, vi_as_vf(r[j]));
-                else vf_store_n(to, vi_as_vf(r[j]), (int)store);
-            }
-        }
+        size_t lines = count > line ? count - line : 0, store = width - line;
+        pack_16_lines(dst + line, width, store < LANES ? store : LANES, at(src, line * ld, type), ld * type_size(type),
+                      type, lines < LANES ? lines : LANES, k, bf16);
     }
 }
 
@@ -142,6 +148,129 @@ INLINE void pack_columns(uint32_t *dst, size_t width, const void *src, size_t ld
             float *to = (float *)(dst + u * width + c);
             if (width - c >= LANES) vf_store(to, vi_as_vf(x));
             else vf_store_n(to, vi_as_vf(x), (int)(width - c));
+        }
+    }
+}
+
+// ---- quantized operands ---------------------------------------------------------------------------------
+
+// The chunks of k that are packed at a time have at most this many 32-bit units.
+#define KC 256
+
+#if defined(LOWRANK_AVX512BF16)
+// Scales below it may give products that are not normal numbers, which hardware and software round apart.
+#define NORMAL_SCALE 0x1p-100f
+
+// Scales and zero points of sixteen rows' blocks; whether all are safe to multiply by in hardware.
+INLINE int scales16(const struct quantized *q, size_t row, size_t col, float scale[LANES], float zero[LANES]) {
+    size_t run, block = block_of(q, row, col, &run);
+    size_t step = q->block_rows == 0 ? q->cols / q->block_cols : q->blocks_per_row;
+    for (int i = 0; i < LANES; i++, block += step) {
+        scale[i] = scale_of(q, block);
+        zero[i] = zero_of(q, block);
+    }
+    vf magnitude = vf_abs(vf_load(scale));
+    return vf_lt(magnitude, vf_set1(NORMAL_SCALE)) == _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_EQ_OQ);
+}
+
+// Four-bit codes of sixteen rows from `row` on, columns [col, col + k), packed as bf16: the codes are transposed
+// while they are small, eight of a row in a lane. Blocks begin at multiples of eight columns in every row.
+// Returns 0 if it can't be done so.
+INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k) {
+    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
+    const vf table = vf_load(q->levels);
+    vf scale[2], zero[2];
+    for (size_t c = 0; c < k; c += 8 * LANES) {
+        vi r[LANES];
+        size_t bytes = (k - c < 8 * LANES ? k - c : 8 * LANES) / 2;
+        __mmask64 present = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
+#pragma GCC unroll 16
+        for (size_t i = 0; i < LANES; i++)
+            r[i] = _mm512_maskz_loadu_epi8(present, q->codes + ((row + i) * q->cols + col + c) / 2);
+        transpose16(r);
+        for (size_t j = 0; j < bytes / 4; j++) {
+            size_t first = c + 8 * j;
+            if (first == 0 || (col + first) % q->block_cols == 0) {
+                float s[LANES], z[LANES];
+                if (!scales16(q, row, col + first, s, z)) return 0;
+                scale[0] = _mm512_permutexvar_ps(low_half, vf_load(s));
+                scale[1] = _mm512_permutexvar_ps(high_half, vf_load(s));
+                zero[0] = _mm512_permutexvar_ps(low_half, vf_load(z));
+                zero[1] = _mm512_permutexvar_ps(high_half, vf_load(z));
+            }
+            // Even lanes get the later element of a pair: the low half of a unit.
+            vi code[2] = {_mm512_permutexvar_epi32(low_half, r[j]), _mm512_permutexvar_epi32(high_half, r[j])};
+#pragma GCC unroll 4
+            for (int p = 0; p < 4; p++) {
+                vi shift = _mm512_set1_epi64((long long)(8 * p + 4) << 32 | 8 * p);
+                vf x[2];
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++) {
+                    x[h] = _mm512_permutexvar_ps(_mm512_srlv_epi32(code[h], shift), table);
+                    if (q->zeros) x[h] = vf_sub(x[h], zero[h]);
+                    x[h] = vf_mul(x[h], scale[h]);
+                }
+                vi_store(dst + (first / 2 + (size_t)p) * NR, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
+            }
+        }
+    }
+    return 1;
+}
+
+INLINE int takes_fast_path(const struct quantized *q, size_t col0, size_t k0, size_t k, int bf16) {
+    int blocks = q->block_rows == 0 ? q->cols % q->block_cols == 0 : q->block_rows == 1;
+    return bf16 && q->format == CODES_4BIT && blocks && q->block_cols % 8 == 0 && q->cols % 8 == 0 && k0 % 8 == 0 &&
+           k % 8 == 0 && col0 + LANES <= q->rows;
+}
+#else
+INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k) {
+    (void)dst, (void)q, (void)row, (void)col, (void)k;
+    return 0;
+}
+INLINE int takes_fast_path(const struct quantized *q, size_t col0, size_t k0, size_t k, int bf16) {
+    (void)q, (void)col0, (void)k0, (void)k, (void)bf16;
+    return 0;
+}
+#endif
+
+// Rows [col0, col0 + count) of q as columns of B: k along q's rows.
+static void pack_quantized_lines(uint32_t *dst, const struct quantized *q, size_t col0, size_t count, size_t k0,
+                                 size_t k, int bf16) {
+    float line[2 * KC];
+    uint32_t tile[LANES * KC];
+    size_t stride = bf16 ? 2 * KC * sizeof(uint16_t) : KC * sizeof(float);
+    for (size_t first = 0; first < NR; first += LANES) {
+        size_t lines = count > first ? count - first : 0;
+        if (lines > LANES) lines = LANES;
+        if (lines == LANES && takes_fast_path(q, col0 + first, k0, k, bf16) &&
+            pack_16_rows_4bit(dst + first, q, col0 + first, k0, k))
+            continue;
+        for (size_t i = 0; i < lines; i++) {
+            char *to = (char *)tile + i * stride;
+            decode_row(q, col0 + first + i, k0, k, bf16 ? line : (float *)(void *)to);
+            if (bf16)
+                for (size_t c = 0; c < k; c += LANES) v_store_part(to + 2 * c, vf_load(line + c), k - c, TYPE_BF16);
+        }
+        pack_16_lines(dst + first, NR, LANES, (const char *)tile, stride, bf16 ? TYPE_BF16 : TYPE_F32, lines, k, bf16);
+    }
+}
+
+// Columns [col0, col0 + count) of q as columns of B: k along q's columns.
+static void pack_quantized_columns(uint32_t *dst, const struct quantized *q, size_t col0, size_t count, size_t k0,
+                                   size_t k, int bf16) {
+    size_t per_unit = bf16 ? 2 : 1, ku = units(k, bf16);
+    for (size_t u = 0; u < ku; u++) {
+        size_t row = k0 + u * per_unit;
+        for (size_t c = 0; c < NR; c += LANES) {
+            size_t left = count > c ? count - c : 0;
+            vi x = vi_set1(0);
+            if (left && !bf16) x = vf_as_vi(decode_columns(q, row, col0 + c, left));
+            if (left && bf16) {
+                x = vi_sll(vf_bf16_bits(decode_columns(q, row, col0 + c, left)), 16);
+                if (2 * u + 1 < k) x = vi_or(x, vf_bf16_bits(decode_columns(q, row + 1, col0 + c, left)));
+            }
+            vi_store(dst + u * NR + c, x);
         }
     }
 }
@@ -164,14 +293,17 @@ INLINE void pack_b_panel(uint32_t *dst, size_t width, const struct gemm_operand 
         pack_columns(dst, width, at(b->data, k0 * b->ld + col0, b->type), b->ld, b->type, count, k, bf16);
 }
 
-// Asks for part `part` of `parts` of the cache lines that pack_b_panel will read with these arguments.
+// Asks for part `part` of `parts` of the cache lines that packing a panel will read with these arguments.
 INLINE void prefetch_b_panel(const struct gemm_operand *b, size_t col0, size_t count, size_t k0, size_t k,
                              size_t part, size_t parts) {
+    const struct quantized *q = b->quantized;
+    const char *data = q ? (const char *)q->codes : b->data;
+    size_t bits = q ? (q->format == CODES_4BIT ? 4 : 8) : 8 * type_size(b->type), ld = q ? q->cols : b->ld;
     size_t row0 = b->transposed ? col0 : k0, rows = b->transposed ? count : k;
     size_t first = b->transposed ? k0 : col0, width = b->transposed ? k : count;
     for (size_t r = rows * part / parts; r < rows * (part + 1) / parts; r++) {
-        const char *p = at(b->data, (row0 + r) * b->ld + first, b->type);
-        for (size_t byte = 0; byte < width * type_size(b->type); byte += 64) __builtin_prefetch(p + byte, 0, 2);
+        const char *p = data + ((row0 + r) * ld + first) * bits / 8;
+        for (size_t byte = 0; byte < width * bits / 8; byte += 64) __builtin_prefetch(p + byte, 0, 2);
     }
 }
 

@@ -9,9 +9,34 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// A stored matrix [rows, ld], or the transpose of one.
+// A quantized matrix [rows, cols]; see Quantized in Rust. The scale of block b is scales[b], or, where scales
+// are quantized themselves, nested_map[nested[b]] * nested_absmax[b >> nested_shift] + nested_offset.
+struct quantized {
+    uint8_t *codes; // four bits: two in a byte, the even element of the flat matrix in the high half
+    float *scales;
+    uint8_t *zeros; // zero points, or null
+    const uint8_t *nested;
+    const float *nested_absmax, *nested_map;
+    float nested_offset;
+    int32_t nested_shift;
+    const float *levels; // [16], of codes of four bits
+    // Blocks are [block_rows, block_cols], blocks_per_row side by side; with block_rows 0 they are runs of
+    // block_cols elements of the flat matrix.
+    size_t rows, cols, block_rows, block_cols, blocks_per_row;
+    int32_t format; // of the codes: 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2
+};
+
+// How a block is quantized: x * (1 / scale) becomes the nearest code, scale being absmax / max_level.
+struct quantizer {
+    const float *thresholds; // [15] ascending; x above the i-th has a rank above i; null: whole numbers
+    const float *ranks;      // [16] codes by rank, as floats
+    float max_level;
+};
+
+// A stored matrix [rows, ld], or the transpose of one; quantized if `quantized` is not null.
 struct gemm_operand {
     const void *data;
+    const struct quantized *quantized;
     size_t ld;
     int32_t type;
     int32_t transposed;
@@ -111,6 +136,13 @@ struct kernel_table {
                                 size_t n_parts, size_t part_ld, size_t rows, size_t cols);
     // All queries of one head: dq written, dk and dv written.
     void (*attention_backward)(const struct attention_args *args, float *scratch);
+
+    // Quantizes blocks [first, last) of x [rows, cols] into codes, scales and zero points. Returns 0 if an
+    // element is not finite. Blocks of four-bit codes have an even number of elements.
+    int32_t (*quantize)(const struct quantized *q, const struct quantizer *how, const void *x, int32_t type,
+                        size_t first, size_t last);
+    // Row `row` of q, rounded to out_type.
+    void (*dequantize_row)(const struct quantized *q, size_t row, void *out, int32_t out_type);
 
     void (*rms_norm)(void *y, float *rstd, const void *x, const void *weight, int32_t weight_type, size_t rows,
                      size_t cols, float eps, int32_t type);

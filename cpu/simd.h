@@ -273,13 +273,15 @@ INLINE float vf_max_lane(vf a) {
 }
 
 INLINE vf vf_load_bf16(const uint16_t *p) { return vi_as_vf(vi_sll(vi_load_u16(p), 16)); }
-INLINE void vf_store_bf16(uint16_t *p, vf x) {
+// The bits of the nearest bf16, ties to even; a NaN stays a (quiet) NaN.
+INLINE vi vf_bf16_bits(vf x) {
     vi u = vf_as_vi(x);
     vi odd = vi_and(vi_srl(u, 16), vi_set1(1));
     vi rounded = vi_srl(vi_add(u, vi_add(odd, vi_set1(0x7fff))), 16);
     vi nan = vi_or(vi_srl(u, 16), vi_set1(0x40));
-    vi_store_u16(p, vi_select(vi_gt(vi_and(u, vi_set1(0x7fffffff)), vi_set1(0x7f800000)), nan, rounded));
+    return vi_select(vi_gt(vi_and(u, vi_set1(0x7fffffff)), vi_set1(0x7f800000)), nan, rounded);
 }
+INLINE void vf_store_bf16(uint16_t *p, vf x) { vi_store_u16(p, vf_bf16_bits(x)); }
 
 // Element types, as the header numbers them.
 enum { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2 };

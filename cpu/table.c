@@ -11,4 +11,5 @@ void JOIN(lowrank, _table, ISA)(struct kernel_table *table) {
     TABLE_FN(norm)(table);
     TABLE_FN(elementwise)(table);
     TABLE_FN(cross_entropy)(table);
+    TABLE_FN(quant)(table);
 }

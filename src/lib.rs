@@ -38,6 +38,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod param;
+pub mod quant;
 pub mod rng;
 pub mod tensor;
 pub mod train;

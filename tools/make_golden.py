@@ -24,10 +24,10 @@ import peft
 import torch
 import transformers
 
-from golden import adapters, models, schedules, targets, training
+from golden import adapters, models, quant, schedules, targets, training
 
 VERSIONS = {"torch": (torch, "2.15.0"), "transformers": (transformers, "5.23.0"), "peft": (peft, "0.21.2")}
-MAX_FILE, MAX_TOTAL = 200 * 1024, 3 * 1024 * 1024
+MAX_FILE, MAX_TOTAL = 256 * 1024, 4 * 1024 * 1024
 ROOT = Path("tests/golden")
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     training.make(ROOT / "training", ROOT / "llama")
     schedules.make(ROOT / "schedules.json")
     targets.make(ROOT / "targets.json", ROOT)
+    quant.make(ROOT / "quant", ROOT)
     check_sizes()
 
 

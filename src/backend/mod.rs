@@ -23,6 +23,7 @@
 use crate::arena::Arena;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -46,6 +47,14 @@ pub enum Matrix<'a> {
         /// Whether the operand is the stored matrix's transpose.
         transposed: bool,
     },
+    /// A quantized matrix, right operands only: decoded as it is used, each element rounded to the type that
+    /// the arithmetic takes, so that the result has the bits of dequantizing first.
+    Quantized {
+        /// The stored matrix, `[rows, cols]`, or `[cols, rows]` if transposed.
+        matrix: &'a Quantized,
+        /// Whether the operand is the stored matrix's transpose.
+        transposed: bool,
+    },
 }
 
 impl<'a> Matrix<'a> {
@@ -61,9 +70,20 @@ impl<'a> Matrix<'a> {
 
     /// Rows and columns of the operand.
     pub fn shape(&self) -> (usize, usize) {
+        let (rows, cols, transposed) = match *self {
+            Matrix::Dense { tensor, transposed } => (tensor.rows(), tensor.cols(), transposed),
+            Matrix::Quantized { matrix, transposed } => (matrix.shape()[0], matrix.shape()[1], transposed),
+        };
+        if transposed { (cols, rows) } else { (rows, cols) }
+    }
+
+    /// The stored tensor of an operand that must be dense.
+    pub(crate) fn dense(&self) -> Result<&'a Tensor> {
         match *self {
-            Matrix::Dense { tensor, transposed: false } => (tensor.rows(), tensor.cols()),
-            Matrix::Dense { tensor, transposed: true } => (tensor.cols(), tensor.rows()),
+            Matrix::Dense { tensor, .. } => Ok(tensor),
+            Matrix::Quantized { .. } => {
+                Err(Error::shape("gemm", "expected a dense left operand, found a quantized one"))
+            }
         }
     }
 }
@@ -206,6 +226,17 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
 
     /// See [`Gemm`].
     fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()>;
+
+    /// Quantizes a float matrix `[rows, cols]`: for each block `scale = absmax / max_level` (with zero points:
+    /// range / max_level), then the nearest code of `x * (1 / scale)`, a scale below 1e-38 counting as that.
+    /// Waits.
+    ///
+    /// # Errors
+    /// When the settings do not fit, or an element is not finite.
+    fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized>;
+
+    /// `out = x`, rounded to `out`'s type (f32, bf16 or f16).
+    fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()>;
 
     /// `out[i] = x[rows[i]]`, converted to `out`'s type; `rows` is i32. Embedding lookup.
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;

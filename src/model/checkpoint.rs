@@ -163,7 +163,7 @@ impl Checkpoint {
         self.entries.get(name).map(|e| (e.shape.as_slice(), e.dtype))
     }
 
-    /// A tensor of floats, in place in the mapped file (copied if it is not aligned there).
+    /// A tensor of floats or bytes, in place in the mapped file (copied if it is not aligned there).
     ///
     /// # Errors
     /// When it is missing or of a type that is not read.
@@ -176,10 +176,11 @@ impl Checkpoint {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
+            Dtype::U8 => DType::U8,
             other => {
                 return Err(Error::tensor(
                     name,
-                    format!("type {other:?} is not supported; expected F32, F16 or BF16"),
+                    format!("type {other:?} is not supported; expected F32, F16, BF16 or U8"),
                 ));
             }
         };

@@ -2,21 +2,80 @@
 
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct quantized {
+    pub codes: *mut u8,
+    pub scales: *mut f32,
+    pub zeros: *mut u8,
+    pub nested: *const u8,
+    pub nested_absmax: *const f32,
+    pub nested_map: *const f32,
+    pub nested_offset: f32,
+    pub nested_shift: i32,
+    pub levels: *const f32,
+    pub rows: usize,
+    pub cols: usize,
+    pub block_rows: usize,
+    pub block_cols: usize,
+    pub blocks_per_row: usize,
+    pub format: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of quantized"][::core::mem::size_of::<quantized>() - 112usize];
+    ["Alignment of quantized"][::core::mem::align_of::<quantized>() - 8usize];
+    ["Offset of field: quantized::codes"][::core::mem::offset_of!(quantized, codes) - 0usize];
+    ["Offset of field: quantized::scales"][::core::mem::offset_of!(quantized, scales) - 8usize];
+    ["Offset of field: quantized::zeros"][::core::mem::offset_of!(quantized, zeros) - 16usize];
+    ["Offset of field: quantized::nested"][::core::mem::offset_of!(quantized, nested) - 24usize];
+    ["Offset of field: quantized::nested_absmax"]
+        [::core::mem::offset_of!(quantized, nested_absmax) - 32usize];
+    ["Offset of field: quantized::nested_map"][::core::mem::offset_of!(quantized, nested_map) - 40usize];
+    ["Offset of field: quantized::nested_offset"]
+        [::core::mem::offset_of!(quantized, nested_offset) - 48usize];
+    ["Offset of field: quantized::nested_shift"][::core::mem::offset_of!(quantized, nested_shift) - 52usize];
+    ["Offset of field: quantized::levels"][::core::mem::offset_of!(quantized, levels) - 56usize];
+    ["Offset of field: quantized::rows"][::core::mem::offset_of!(quantized, rows) - 64usize];
+    ["Offset of field: quantized::cols"][::core::mem::offset_of!(quantized, cols) - 72usize];
+    ["Offset of field: quantized::block_rows"][::core::mem::offset_of!(quantized, block_rows) - 80usize];
+    ["Offset of field: quantized::block_cols"][::core::mem::offset_of!(quantized, block_cols) - 88usize];
+    ["Offset of field: quantized::blocks_per_row"]
+        [::core::mem::offset_of!(quantized, blocks_per_row) - 96usize];
+    ["Offset of field: quantized::format"][::core::mem::offset_of!(quantized, format) - 104usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct quantizer {
+    pub thresholds: *const f32,
+    pub ranks: *const f32,
+    pub max_level: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of quantizer"][::core::mem::size_of::<quantizer>() - 24usize];
+    ["Alignment of quantizer"][::core::mem::align_of::<quantizer>() - 8usize];
+    ["Offset of field: quantizer::thresholds"][::core::mem::offset_of!(quantizer, thresholds) - 0usize];
+    ["Offset of field: quantizer::ranks"][::core::mem::offset_of!(quantizer, ranks) - 8usize];
+    ["Offset of field: quantizer::max_level"][::core::mem::offset_of!(quantizer, max_level) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct gemm_operand {
     pub data: *const ::core::ffi::c_void,
+    pub quantized: *const quantized,
     pub ld: usize,
     pub type_: i32,
     pub transposed: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_operand"][::core::mem::size_of::<gemm_operand>() - 24usize];
+    ["Size of gemm_operand"][::core::mem::size_of::<gemm_operand>() - 32usize];
     ["Alignment of gemm_operand"][::core::mem::align_of::<gemm_operand>() - 8usize];
     ["Offset of field: gemm_operand::data"][::core::mem::offset_of!(gemm_operand, data) - 0usize];
-    ["Offset of field: gemm_operand::ld"][::core::mem::offset_of!(gemm_operand, ld) - 8usize];
-    ["Offset of field: gemm_operand::type_"][::core::mem::offset_of!(gemm_operand, type_) - 16usize];
+    ["Offset of field: gemm_operand::quantized"][::core::mem::offset_of!(gemm_operand, quantized) - 8usize];
+    ["Offset of field: gemm_operand::ld"][::core::mem::offset_of!(gemm_operand, ld) - 16usize];
+    ["Offset of field: gemm_operand::type_"][::core::mem::offset_of!(gemm_operand, type_) - 24usize];
     ["Offset of field: gemm_operand::transposed"]
-        [::core::mem::offset_of!(gemm_operand, transposed) - 20usize];
+        [::core::mem::offset_of!(gemm_operand, transposed) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -27,11 +86,11 @@ pub struct gemm_term {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 40usize];
+    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 48usize];
     ["Alignment of gemm_term"][::core::mem::align_of::<gemm_term>() - 8usize];
     ["Offset of field: gemm_term::a"][::core::mem::offset_of!(gemm_term, a) - 0usize];
     ["Offset of field: gemm_term::b"][::core::mem::offset_of!(gemm_term, b) - 8usize];
-    ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 32usize];
+    ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -244,6 +303,19 @@ pub struct kernel_table {
     >,
     pub attention_backward:
         ::core::option::Option<unsafe extern "C" fn(args: *const attention_args, scratch: *mut f32)>,
+    pub quantize: ::core::option::Option<
+        unsafe extern "C" fn(
+            q: *const quantized,
+            how: *const quantizer,
+            x: *const ::core::ffi::c_void,
+            type_: i32,
+            first: usize,
+            last: usize,
+        ) -> i32,
+    >,
+    pub dequantize_row: ::core::option::Option<
+        unsafe extern "C" fn(q: *const quantized, row: usize, out: *mut ::core::ffi::c_void, out_type: i32),
+    >,
     pub rms_norm: ::core::option::Option<
         unsafe extern "C" fn(
             y: *mut ::core::ffi::c_void,
@@ -439,7 +511,7 @@ pub struct kernel_table {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 272usize];
+    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 288usize];
     ["Alignment of kernel_table"][::core::mem::align_of::<kernel_table>() - 8usize];
     ["Offset of field: kernel_table::isa"][::core::mem::offset_of!(kernel_table, isa) - 0usize];
     ["Offset of field: kernel_table::gemm_mr"][::core::mem::offset_of!(kernel_table, gemm_mr) - 8usize];
@@ -464,35 +536,38 @@ const _: () = {
         [::core::mem::offset_of!(kernel_table, attention_sum_parts) - 96usize];
     ["Offset of field: kernel_table::attention_backward"]
         [::core::mem::offset_of!(kernel_table, attention_backward) - 104usize];
-    ["Offset of field: kernel_table::rms_norm"][::core::mem::offset_of!(kernel_table, rms_norm) - 112usize];
+    ["Offset of field: kernel_table::quantize"][::core::mem::offset_of!(kernel_table, quantize) - 112usize];
+    ["Offset of field: kernel_table::dequantize_row"]
+        [::core::mem::offset_of!(kernel_table, dequantize_row) - 120usize];
+    ["Offset of field: kernel_table::rms_norm"][::core::mem::offset_of!(kernel_table, rms_norm) - 128usize];
     ["Offset of field: kernel_table::rms_norm_dx"]
-        [::core::mem::offset_of!(kernel_table, rms_norm_dx) - 120usize];
+        [::core::mem::offset_of!(kernel_table, rms_norm_dx) - 136usize];
     ["Offset of field: kernel_table::rms_norm_dweight"]
-        [::core::mem::offset_of!(kernel_table, rms_norm_dweight) - 128usize];
+        [::core::mem::offset_of!(kernel_table, rms_norm_dweight) - 144usize];
     ["Offset of field: kernel_table::layer_norm"]
-        [::core::mem::offset_of!(kernel_table, layer_norm) - 136usize];
+        [::core::mem::offset_of!(kernel_table, layer_norm) - 152usize];
     ["Offset of field: kernel_table::layer_norm_dx"]
-        [::core::mem::offset_of!(kernel_table, layer_norm_dx) - 144usize];
+        [::core::mem::offset_of!(kernel_table, layer_norm_dx) - 160usize];
     ["Offset of field: kernel_table::layer_norm_dweight"]
-        [::core::mem::offset_of!(kernel_table, layer_norm_dweight) - 152usize];
+        [::core::mem::offset_of!(kernel_table, layer_norm_dweight) - 168usize];
     ["Offset of field: kernel_table::column_sums"]
-        [::core::mem::offset_of!(kernel_table, column_sums) - 160usize];
-    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 168usize];
+        [::core::mem::offset_of!(kernel_table, column_sums) - 176usize];
+    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 184usize];
     ["Offset of field: kernel_table::activation"]
-        [::core::mem::offset_of!(kernel_table, activation) - 176usize];
+        [::core::mem::offset_of!(kernel_table, activation) - 192usize];
     ["Offset of field: kernel_table::activation_backward"]
-        [::core::mem::offset_of!(kernel_table, activation_backward) - 184usize];
-    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 192usize];
+        [::core::mem::offset_of!(kernel_table, activation_backward) - 200usize];
+    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 208usize];
     ["Offset of field: kernel_table::gated_backward"]
-        [::core::mem::offset_of!(kernel_table, gated_backward) - 200usize];
-    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 208usize];
+        [::core::mem::offset_of!(kernel_table, gated_backward) - 216usize];
+    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 224usize];
     ["Offset of field: kernel_table::cross_entropy"]
-        [::core::mem::offset_of!(kernel_table, cross_entropy) - 216usize];
-    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 224usize];
-    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 232usize];
-    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 240usize];
+        [::core::mem::offset_of!(kernel_table, cross_entropy) - 232usize];
+    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 240usize];
+    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 248usize];
+    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 256usize];
     ["Offset of field: kernel_table::sum_squares"]
-        [::core::mem::offset_of!(kernel_table, sum_squares) - 248usize];
-    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 256usize];
-    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 264usize];
+        [::core::mem::offset_of!(kernel_table, sum_squares) - 264usize];
+    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 272usize];
+    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 280usize];
 };

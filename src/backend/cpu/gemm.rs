@@ -1,6 +1,7 @@
 //! Matrix products: operands packed and column panels computed in parallel.
 
-use super::bindings::{gemm_args, gemm_operand, gemm_term};
+use super::bindings::{gemm_args, gemm_operand, gemm_term, quantized};
+use super::quant::view;
 use super::{Cpu, Shared, ensure, kernel, type_code, with_scratch};
 use crate::backend::{Gemm, Kernels, Matrix};
 use crate::dtype::DType;
@@ -18,14 +19,43 @@ const SERIAL_WORK: usize = 1 << 17;
 /// transpose: the long operand is then packed panel by panel in cache instead of ahead, in memory.
 const SKINNY: usize = 128;
 
-fn operand(matrix: &Matrix<'_>, tensor: &Tensor, flip: bool) -> gemm_operand {
-    let Matrix::Dense { transposed, .. } = *matrix;
+/// A right operand in a form that the arithmetic takes.
+enum Right<'a> {
+    Dense(Cow<'a, Tensor>),
+    Quantized(Box<quantized>),
+}
+
+fn dense_operand(tensor: &Tensor, transposed: bool) -> gemm_operand {
     gemm_operand {
         data: tensor.host_bytes().cast(),
+        quantized: std::ptr::null(),
         ld: tensor.cols(),
         type_: type_code(tensor.dtype()),
-        transposed: i32::from(transposed != flip),
+        transposed: i32::from(transposed),
     }
+}
+
+fn right_operand(right: &Right<'_>, transposed: bool) -> gemm_operand {
+    match right {
+        Right::Dense(tensor) => dense_operand(tensor, transposed),
+        Right::Quantized(matrix) => gemm_operand {
+            data: std::ptr::null(),
+            quantized: &raw const **matrix,
+            ld: matrix.cols,
+            type_: 0,
+            transposed: i32::from(transposed),
+        },
+    }
+}
+
+fn is_transposed(matrix: &Matrix<'_>) -> bool {
+    match *matrix {
+        Matrix::Dense { transposed, .. } | Matrix::Quantized { transposed, .. } => transposed,
+    }
+}
+
+fn is_quantized(matrix: &Matrix<'_>) -> bool {
+    matches!(matrix, Matrix::Quantized { .. })
 }
 
 impl Cpu {
@@ -35,20 +65,20 @@ impl Cpu {
         if rows == 0 || cols == 0 {
             return Ok(());
         }
-        let bf16 = gemm.terms.iter().all(|t| dtype(&t.a) == DType::BF16);
-        let flip = cols <= SKINNY && 4 * cols <= rows;
+        let bf16 = gemm.terms.iter().all(|t| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
+        let flip = cols <= SKINNY && 4 * cols <= rows && !gemm.terms.iter().any(|t| is_quantized(&t.b));
         let (m, n) = if flip { (cols, rows) } else { (rows, cols) };
         let mut packed = Vec::with_capacity(gemm.terms.len()); // keeps what `terms` points to
         let mut terms = Vec::with_capacity(gemm.terms.len());
         for term in gemm.terms {
             let k = term.a.shape().1;
-            let converted = self.in_type(&term.b, bf16)?;
-            let Matrix::Dense { tensor, .. } = term.a;
-            let (a, b) = (operand(&term.a, tensor, flip), operand(&term.b, &converted, flip));
+            let right = self.in_type(&term.b, bf16)?;
+            let a = dense_operand(term.a.dense()?, is_transposed(&term.a) != flip);
+            let b = right_operand(&right, is_transposed(&term.b) != flip);
             let (a, b) = if flip { (b, a) } else { (a, b) };
             let a = self.pack_a(&a, m, k, bf16)?;
             terms.push(gemm_term { a: a.host_bytes().cast(), b, k });
-            packed.push((a, converted));
+            packed.push((a, right));
         }
         let args = gemm_args {
             terms: terms.as_ptr(),
@@ -70,15 +100,18 @@ impl Cpu {
         Ok(())
     }
 
-    /// The operand's tensor in a type that the arithmetic takes.
-    fn in_type<'a>(&self, matrix: &Matrix<'a>, bf16: bool) -> Result<Cow<'a, Tensor>> {
-        let Matrix::Dense { tensor, .. } = *matrix;
+    /// The operand in a type that the arithmetic takes.
+    fn in_type<'a>(&self, matrix: &Matrix<'a>, bf16: bool) -> Result<Right<'a>> {
+        let tensor = match *matrix {
+            Matrix::Dense { tensor, .. } => tensor,
+            Matrix::Quantized { matrix, .. } => return Ok(Right::Quantized(Box::new(view(matrix)))),
+        };
         if !bf16 || tensor.dtype() == DType::BF16 {
-            return Ok(Cow::Borrowed(tensor));
+            return Ok(Right::Dense(Cow::Borrowed(tensor)));
         }
         let mut out = self.empty(tensor.shape(), DType::BF16)?;
         self.cast(&mut out, tensor)?;
-        Ok(Cow::Owned(out))
+        Ok(Right::Dense(Cow::Owned(out)))
     }
 
     fn tiles(&self, m: usize) -> usize {
@@ -152,11 +185,6 @@ impl Cpu {
     }
 }
 
-fn dtype(matrix: &Matrix<'_>) -> DType {
-    let Matrix::Dense { tensor, .. } = matrix;
-    tensor.dtype()
-}
-
 fn check(out: &Tensor, gemm: &Gemm<'_>) -> Result<()> {
     let (m, n) = (out.rows(), out.cols());
     ensure(matches!(out.dtype(), DType::F32 | DType::BF16), "gemm", || {
@@ -167,8 +195,9 @@ fn check(out: &Tensor, gemm: &Gemm<'_>) -> Result<()> {
         ensure((am, bn) == (m, n) && ak == bk, "gemm", || {
             format!("[{am}, {ak}] times [{bk}, {bn}] into [{m}, {n}]")
         })?;
-        ensure(dtype(&term.a).is_float() && dtype(&term.b).is_float(), "gemm", || {
-            format!("expected float operands, found {} and {}", dtype(&term.a), dtype(&term.b))
+        let (a, b) = (term.a.dense()?.dtype(), term.b.dense().map_or(DType::F32, Tensor::dtype));
+        ensure(a.is_float() && b.is_float(), "gemm", || {
+            format!("expected float operands, found {a} and {b}")
         })?;
     }
     if let Some(bias) = gemm.bias {

@@ -10,6 +10,7 @@ mod attention;
 mod gemm;
 mod isa;
 mod ops;
+mod quant;
 mod rows;
 
 pub use isa::Isa;
@@ -18,6 +19,7 @@ use super::{Activation, AdamW, AttentionShape, Backend, Gemm, Kernels, RopeShape
 use crate::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
 use bindings::kernel_table;
@@ -225,6 +227,14 @@ impl Kernels for Cpu {
 
     fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
         self.run_gemm(out, gemm)
+    }
+
+    fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
+        self.run_quantize(x, config)
+    }
+
+    fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()> {
+        self.run_dequantize(out, x)
     }
 
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {

@@ -46,7 +46,14 @@ impl Cpu {
 
     /// # Safety
     /// Both addresses hold `len` elements of their types, not overlapping.
-    unsafe fn cast_row(&self, to: *mut u8, to_type: DType, from: *const u8, from_type: DType, len: usize) {
+    pub(super) unsafe fn cast_row(
+        &self,
+        to: *mut u8,
+        to_type: DType,
+        from: *const u8,
+        from_type: DType,
+        len: usize,
+    ) {
         if to_type == from_type {
             // SAFETY: by the caller's promise.
             unsafe { std::ptr::copy_nonoverlapping(from, to, len * to_type.size()) };

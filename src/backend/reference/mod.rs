@@ -7,6 +7,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod matrix;
 pub mod norm;
+mod quant;
 mod real;
 
 pub use real::{Dual, Real};
@@ -15,6 +16,7 @@ use super::{Activation, AdamW, AttentionShape, Backend, Gemm, Kernels, Matrix, R
 use crate::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
 use half::{bf16, f16};
@@ -120,8 +122,11 @@ impl<R: Real> Reference<R> {
 
     /// An operand's elements in the type the arithmetic takes, row-major as the operand is seen.
     fn operand(&self, matrix: &Matrix<'_>, arithmetic: DType) -> Result<Vec<R>> {
-        let Matrix::Dense { tensor, transposed } = *matrix;
-        let stored: Vec<R> = self.load(tensor)?.into_iter().map(|x| x.rounded(arithmetic)).collect();
+        let (stored, transposed) = match *matrix {
+            Matrix::Dense { tensor, transposed } => (self.load(tensor)?, transposed),
+            Matrix::Quantized { matrix, transposed } => (quant::values(self, matrix)?, transposed),
+        };
+        let stored: Vec<R> = stored.into_iter().map(|x| x.rounded(arithmetic)).collect();
         let (rows, cols) = matrix.shape();
         let at = |i: usize, j: usize| if transposed { stored[j * rows + i] } else { stored[i * cols + j] };
         Ok((0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect())
@@ -150,11 +155,6 @@ fn is_activation(x: &Tensor) -> bool {
 
 fn is_f32(x: &Tensor, elements: usize) -> bool {
     x.dtype() == DType::F32 && x.elements() == elements
-}
-
-fn matrix_dtype(matrix: &Matrix<'_>) -> DType {
-    let Matrix::Dense { tensor, .. } = matrix;
-    tensor.dtype()
 }
 
 fn check_attention(
@@ -225,15 +225,16 @@ impl<R: Real> Kernels for Reference<R> {
         let (m, n) = (out.rows(), out.cols());
         fits("gemm", is_activation(out), &[out])?;
         for term in gemm.terms {
-            let (Matrix::Dense { tensor: a, .. }, Matrix::Dense { tensor: b, .. }) = (term.a, term.b);
+            let a = term.a.dense()?;
+            let b_is_float = term.b.dense().map_or(true, |b| b.dtype().is_float());
             let (a_shape, b_shape) = (term.a.shape(), term.b.shape());
             let shapes = (a_shape.0, b_shape.1) == (m, n) && a_shape.1 == b_shape.0;
-            fits("gemm", shapes && a.dtype().is_float() && b.dtype().is_float(), &[out, a, b])?;
+            fits("gemm", shapes && a.dtype().is_float() && b_is_float, &[out, a])?;
         }
         if let Some(bias) = gemm.bias {
             fits("gemm", bias.elements() == n && bias.dtype().is_float(), &[out, bias])?;
         }
-        let bf16 = gemm.terms.iter().all(|t| matrix_dtype(&t.a) == DType::BF16);
+        let bf16 = gemm.terms.iter().all(|t| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
         let arithmetic = if bf16 { DType::BF16 } else { DType::F32 };
         let mut values = if gemm.accumulate { self.load(out)? } else { vec![R::zero(); out.elements()] };
         let mut operands = Vec::new();
@@ -247,6 +248,15 @@ impl<R: Real> Kernels for Reference<R> {
         let scale = R::from_f64(gemm.scale.into());
         matrix::gemm(&mut values, n, &terms, scale, bias.as_deref(), arithmetic);
         self.store(out, &values)
+    }
+
+    fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
+        quant::quantize(self, x, config)
+    }
+
+    fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()> {
+        fits("dequantize", out.rows() == x.shape()[0] && out.cols() == x.shape()[1], &[out])?;
+        self.store(out, &quant::values(self, x)?)
     }
 
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {

@@ -1,0 +1,157 @@
+//! Quantizing and dequantizing matrices.
+
+use super::bindings::{quantized, quantizer};
+use super::{Cpu, Shared, ensure, kernel, type_code, with_scratch};
+use crate::backend::Kernels;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales, dynamic_map};
+use crate::quant::fp8::Fp8;
+use crate::quant::{Codes, Geometry, QuantConfig, Quantized, Scales};
+use crate::tensor::Tensor;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Elements per job.
+const GRAIN: usize = 1 << 15;
+
+/// The header's number of how codes stand for levels.
+fn format_code(codes: Codes) -> i32 {
+    match codes {
+        Codes::Levels { .. } | Codes::Int4 { .. } => 0,
+        Codes::Int8 => 1,
+        Codes::Fp8(Fp8::E4m3) => 2,
+        Codes::Fp8(Fp8::E5m2) => 3,
+    }
+}
+
+fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quantized {
+    quantized {
+        codes: std::ptr::null_mut(),
+        scales: std::ptr::null_mut(),
+        zeros: std::ptr::null_mut(),
+        nested: std::ptr::null(),
+        nested_absmax: std::ptr::null(),
+        nested_map: std::ptr::null(),
+        nested_offset: 0.0,
+        nested_shift: NESTED_BLOCKSIZE.trailing_zeros() as i32,
+        levels: config.format.levels().map_or(std::ptr::null(), |l| l.as_ptr()),
+        rows: shape[0],
+        cols: shape[1],
+        block_rows: geometry.block_rows,
+        block_cols: geometry.block_cols,
+        blocks_per_row: geometry.blocks_per_row,
+        format: format_code(config.format.codes),
+    }
+}
+
+/// The matrix as the C kernels see it, for reading; it lives no longer than `x`.
+pub(super) fn view(x: &Quantized) -> quantized {
+    let mut view = layout(&x.config(), *x.shape(), x.geometry());
+    view.codes = x.codes().host_bytes().cast_mut();
+    match x.scales() {
+        Scales::Plain(scales) => view.scales = scales.host_bytes().cast::<f32>().cast_mut(),
+        Scales::Nested { codes, absmax, map, offset } => {
+            view.nested = codes.host_bytes();
+            view.nested_absmax = absmax.host_bytes().cast();
+            view.nested_map = map.host_bytes().cast();
+            view.nested_offset = *offset;
+        }
+    }
+    view.zeros = x.zeros().map_or(std::ptr::null_mut(), |z| z.host_bytes().cast_mut());
+    view
+}
+
+impl Cpu {
+    pub(super) fn run_quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
+        config.check()?;
+        ensure(x.dtype().is_float(), "quantize", || format!("expected floats, found {}", x.dtype()))?;
+        let shape = [x.rows(), x.cols()];
+        let (format, geometry) = (config.format, config.geometry(shape[0], shape[1]));
+        let count = geometry.count;
+        let mut codes = self.empty(&[(x.elements() * format.bits()).div_ceil(8)], DType::U8)?;
+        let mut scales = self.empty(&[count], DType::F32)?;
+        let mut zeros = format.zero_points().then(|| self.empty(&[count], DType::U8)).transpose()?;
+        let mut matrix = layout(config, shape, geometry);
+        matrix.codes = codes.host_mut()?;
+        matrix.scales = scales.host_mut()?;
+        if let Some(zeros) = &mut zeros {
+            matrix.zeros = zeros.host_mut()?;
+        }
+        let thresholds = format.thresholds();
+        let ranks = match format.codes {
+            Codes::Levels { ranks, .. } => ranks.map(f32::from),
+            _ => [0.0; 16],
+        };
+        let how = quantizer {
+            thresholds: thresholds.as_ref().map_or(std::ptr::null(), |t| t.as_ptr()),
+            ranks: ranks.as_ptr(),
+            max_level: format.max_level,
+        };
+        let finite = AtomicBool::new(true);
+        let (matrix, how) =
+            (Shared(std::ptr::from_mut(&mut matrix)), Shared(std::ptr::from_ref(&how).cast_mut()));
+        let from = Shared(x.host_bytes().cast_mut());
+        let per_job = (GRAIN * count).div_ceil(x.elements().max(1)).max(1);
+        self.run(count.div_ceil(per_job), |job| {
+            let (first, last) = (job * per_job, ((job + 1) * per_job).min(count));
+            // SAFETY: each job writes the codes and constants of its own blocks, whose codes share no byte:
+            // blocks of four-bit codes have an even number of elements. The sizes follow from the geometry.
+            let good = unsafe {
+                kernel!(self, quantize)(
+                    matrix.at(0),
+                    how.at(0),
+                    from.at(0).cast(),
+                    type_code(x.dtype()),
+                    first,
+                    last,
+                )
+            };
+            if good == 0 {
+                finite.store(false, Ordering::Relaxed);
+            }
+        });
+        ensure(finite.into_inner(), "quantize", || "expected finite elements, found one that is not".into())?;
+        let scales = if config.double_quant { self.nest(&scales)? } else { Scales::Plain(scales) };
+        Quantized::new(*config, shape, codes, scales, zeros, x.dtype())
+    }
+
+    fn nest(&self, scales: &Tensor) -> Result<Scales> {
+        let mut plain = vec![0f32; scales.elements()];
+        self.download(scales, bytemuck::cast_slice_mut(&mut plain))?;
+        let nested = NestedScales::quantize(&plain);
+        let upload = |bytes: &[u8], count: usize, dtype: DType| {
+            let mut out = self.empty(&[count], dtype)?;
+            self.upload(&mut out, bytes).map(|()| out)
+        };
+        Ok(Scales::Nested {
+            codes: upload(&nested.codes, nested.codes.len(), DType::U8)?,
+            absmax: upload(bytemuck::cast_slice(&nested.absmax), nested.absmax.len(), DType::F32)?,
+            map: upload(bytemuck::cast_slice(dynamic_map()), 256, DType::F32)?,
+            offset: nested.offset,
+        })
+    }
+
+    pub(super) fn run_dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()> {
+        let [rows, cols] = *x.shape();
+        let dtype = out.dtype();
+        ensure(dtype.is_float() && out.elements() == rows * cols, "dequantize", || {
+            format!("[{rows}, {cols}] into {:?} {dtype}", out.shape())
+        })?;
+        let matrix = view(x);
+        let (matrix, to) = (Shared(std::ptr::from_ref(&matrix).cast_mut()), Shared(out.host_bytes_mut()?));
+        self.run_rows(rows, cols, |row| {
+            let to = to.at(row * cols * dtype.size());
+            // SAFETY: each job writes its own row; scratch holds a row of floats.
+            unsafe {
+                if dtype != DType::F16 {
+                    return kernel!(self, dequantize_row)(matrix.at(0), row, to.cast(), type_code(dtype));
+                }
+                with_scratch(cols, |wide| {
+                    kernel!(self, dequantize_row)(matrix.at(0), row, wide.cast(), type_code(DType::F32));
+                    self.cast_row(to, dtype, wide.cast(), DType::F32, cols);
+                });
+            }
+        });
+        Ok(())
+    }
+}

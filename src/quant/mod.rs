@@ -1,0 +1,423 @@
+//! Quantized weights: the table of formats, and matrices in one of them.
+//!
+//! A matrix `[rows, cols]` is cut into blocks with a scale each; an element is `(level of its code - zero
+//! point) * scale`, computed in f32 and rounded once to the type that is asked for. Codes lie row-major, so a
+//! file of bitsandbytes is used in place, and all devices share one layout.
+
+pub mod double_quant;
+pub mod fp4;
+pub mod fp8;
+pub mod int4;
+pub mod int8;
+pub mod nf4;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use double_quant::NESTED_BLOCKSIZE;
+use fp8::Fp8;
+use std::sync::Arc;
+
+/// How codes stand for levels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Codes {
+    /// Four bits by a table; encoding goes to the nearest level, ties to the lower.
+    Levels {
+        /// Values of the codes.
+        levels: &'static [f32; 16],
+        /// Codes by rank of their values.
+        ranks: &'static [u8; 16],
+    },
+    /// Four bits, whole numbers with the zero point 8, or with one for each block.
+    Int4 {
+        /// Whether blocks have zero points of their own.
+        zero_points: bool,
+    },
+    /// Eight bits, whole numbers.
+    Int8,
+    /// Eight bits, small floats.
+    Fp8(Fp8),
+}
+
+/// Which elements share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// Runs of `blocksize` elements of the flat matrix; they cross rows whose length it does not divide.
+    Flat,
+    /// Rows.
+    Row,
+    /// Squares of this edge.
+    Square(usize),
+}
+
+/// A row of the table of formats.
+#[derive(Debug, PartialEq)]
+pub struct Format {
+    /// The name in flags.
+    pub name: &'static str,
+    /// What the codes mean.
+    pub codes: Codes,
+    /// What shares a scale.
+    pub blocks: Blocks,
+    /// The scale is a block's largest magnitude (the range, with zero points) over this.
+    pub max_level: f32,
+    /// Whether scales are quantized themselves unless that is turned off.
+    pub double_quant: bool,
+}
+
+/// All formats.
+pub static FORMATS: [Format; 9] = [
+    levels("nf4", &nf4::LEVELS, &nf4::RANKS),
+    levels("fp4", &fp4::LEVELS, &fp4::RANKS),
+    int4("int4", false, 7.0),
+    int4("int4-asym", true, 15.0),
+    Format { name: "int8", codes: Codes::Int8, blocks: Blocks::Row, max_level: 127.0, double_quant: false },
+    fp8("fp8", Fp8::E4m3, Blocks::Row),
+    fp8("fp8-e5m2", Fp8::E5m2, Blocks::Row),
+    fp8("fp8-block", Fp8::E4m3, Blocks::Square(128)),
+    fp8("fp8-e5m2-block", Fp8::E5m2, Blocks::Square(128)),
+];
+
+const fn levels(name: &'static str, levels: &'static [f32; 16], ranks: &'static [u8; 16]) -> Format {
+    let codes = Codes::Levels { levels, ranks };
+    Format { name, codes, blocks: Blocks::Flat, max_level: 1.0, double_quant: true }
+}
+
+const fn int4(name: &'static str, zero_points: bool, max_level: f32) -> Format {
+    Format { name, codes: Codes::Int4 { zero_points }, blocks: Blocks::Flat, max_level, double_quant: false }
+}
+
+const fn fp8(name: &'static str, kind: Fp8, blocks: Blocks) -> Format {
+    Format { name, codes: Codes::Fp8(kind), blocks, max_level: kind.max(), double_quant: false }
+}
+
+impl Format {
+    /// The format of this name.
+    ///
+    /// # Errors
+    /// When there is none; the message lists those that exist.
+    pub fn by_name(name: &str) -> Result<&'static Format> {
+        FORMATS.iter().find(|f| f.name == name).ok_or_else(|| {
+            let names: Vec<_> = FORMATS.iter().map(|f| f.name).collect();
+            Error::config(
+                "quantization",
+                "quant",
+                format!("`{name}` is not one of none, {}", names.join(", ")),
+            )
+        })
+    }
+
+    /// Bits of a code: 4 or 8.
+    pub fn bits(&self) -> usize {
+        match self.codes {
+            Codes::Levels { .. } | Codes::Int4 { .. } => 4,
+            Codes::Int8 | Codes::Fp8(_) => 8,
+        }
+    }
+
+    /// Whether blocks have zero points.
+    pub fn zero_points(&self) -> bool {
+        self.codes == Codes::Int4 { zero_points: true }
+    }
+
+    /// Values of codes of four bits.
+    pub fn levels(&self) -> Option<&'static [f32; 16]> {
+        match self.codes {
+            Codes::Levels { levels, .. } => Some(levels),
+            Codes::Int4 { zero_points: false } => Some(&int4::SYMMETRIC),
+            Codes::Int4 { zero_points: true } => Some(&int4::ASYMMETRIC),
+            _ => None,
+        }
+    }
+
+    /// The value of a code.
+    pub fn decode(&self, code: u8) -> f32 {
+        match (self.levels(), self.codes) {
+            (Some(levels), _) => levels[usize::from(code & 15)],
+            (None, Codes::Fp8(kind)) => kind.decode(code),
+            (None, _) => int8::decode(code),
+        }
+    }
+
+    /// The code of an element times the reciprocal of its scale. `zero` is its block's zero point.
+    pub fn encode(&self, x: f32, zero: f32) -> u8 {
+        match self.codes {
+            Codes::Levels { ranks, .. } => {
+                let rank = self.thresholds().map_or(0, |t| t.iter().filter(|t| x > **t).count());
+                ranks[rank]
+            }
+            Codes::Int4 { .. } => (x.round_ties_even() + zero).clamp(0.0, 15.0) as u8,
+            Codes::Int8 => int8::encode(x),
+            Codes::Fp8(kind) => kind.encode(x),
+        }
+    }
+
+    /// The midpoints between neighbouring levels, ascending: an element above the i-th has a rank above i.
+    pub fn thresholds(&self) -> Option<[f32; 15]> {
+        let Codes::Levels { levels, ranks } = self.codes else { return None };
+        let level = |rank: usize| levels[usize::from(ranks[rank])];
+        Some(std::array::from_fn(|i| (level(i) + level(i + 1)) / 2.0))
+    }
+}
+
+/// How weights are to be quantized.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QuantConfig {
+    /// The format.
+    pub format: &'static Format,
+    /// Elements of a block, for formats with flat blocks: a power of two from 32 to 4096.
+    pub blocksize: usize,
+    /// Whether scales are quantized themselves; needs flat blocks without zero points.
+    pub double_quant: bool,
+    /// Whether the output head is quantized too. It stays as it is by default, as in transformers.
+    pub head: bool,
+}
+
+impl QuantConfig {
+    /// Block size 64, and double quantization where the format has it by default.
+    pub fn new(format: &'static Format) -> Self {
+        QuantConfig { format, blocksize: 64, double_quant: format.double_quant, head: false }
+    }
+
+    /// Fails on settings that the format does not have.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check(&self) -> Result<()> {
+        let bad = |key: &str, message: String| Err(Error::config("quantization", key, message));
+        if !self.blocksize.is_power_of_two() || !(32..=4096).contains(&self.blocksize) {
+            return bad(
+                "blocksize",
+                format!("expected a power of two from 32 to 4096, found {}", self.blocksize),
+            );
+        }
+        if self.format.blocks != Blocks::Flat && self.blocksize != 64 {
+            return bad("blocksize", format!("{} has no block size", self.format.name));
+        }
+        if self.double_quant && !matches!(self.format.codes, Codes::Levels { .. }) {
+            return bad("double_quant", format!("only nf4 and fp4 have it, {} has not", self.format.name));
+        }
+        Ok(())
+    }
+
+    /// Rows, columns and number per row of the blocks of a matrix; 0 rows: flat blocks.
+    pub(crate) fn geometry(&self, rows: usize, cols: usize) -> Geometry {
+        let (block_rows, block_cols, count) = match self.format.blocks {
+            Blocks::Flat => (0, self.blocksize, (rows * cols).div_ceil(self.blocksize)),
+            Blocks::Row => (1, cols.max(1), rows),
+            Blocks::Square(edge) => (edge, edge, rows.div_ceil(edge) * cols.div_ceil(edge)),
+        };
+        Geometry { block_rows, block_cols, blocks_per_row: cols.div_ceil(block_cols), count }
+    }
+
+    /// Bytes that a matrix takes.
+    pub fn bytes(&self, rows: usize, cols: usize) -> usize {
+        let blocks = self.geometry(rows, cols).count;
+        let zeros = if self.format.zero_points() { blocks } else { 0 };
+        let scales =
+            if self.double_quant { blocks + 4 * blocks.div_ceil(NESTED_BLOCKSIZE) } else { 4 * blocks };
+        (rows * cols * self.format.bits()).div_ceil(8) + scales + zeros
+    }
+}
+
+/// How a matrix is cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Rows of a block; 0 for runs of the flat matrix.
+    pub block_rows: usize,
+    /// Columns of a block, or elements of a run.
+    pub block_cols: usize,
+    /// Blocks side by side.
+    pub blocks_per_row: usize,
+    /// All blocks.
+    pub count: usize,
+}
+
+impl Geometry {
+    /// The block of an element.
+    pub fn block(&self, row: usize, col: usize, cols: usize) -> usize {
+        match self.block_rows {
+            0 => (row * cols + col) / self.block_cols,
+            rows => row / rows * self.blocks_per_row + col / self.block_cols,
+        }
+    }
+}
+
+/// The scales of a matrix's blocks.
+#[derive(Clone, Debug)]
+pub enum Scales {
+    /// As they are: f32 `[blocks]`.
+    Plain(Tensor),
+    /// Quantized themselves; see [`double_quant`].
+    Nested {
+        /// u8 `[blocks]`.
+        codes: Tensor,
+        /// f32 `[blocks / 256]`, rounded up.
+        absmax: Tensor,
+        /// f32 `[256]`.
+        map: Tensor,
+        /// The scales' mean.
+        offset: f32,
+    },
+}
+
+/// A quantized matrix; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    inner: Arc<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    config: QuantConfig,
+    shape: [usize; 2],
+    codes: Tensor,
+    scales: Scales,
+    zeros: Option<Tensor>,
+    dtype: DType,
+}
+
+impl Quantized {
+    /// A matrix of these parts: `codes` u8, `zeros` u8 `[blocks]` where the format has zero points. `dtype` is
+    /// the type that the weight had.
+    ///
+    /// # Errors
+    /// When a part's size does not fit.
+    pub fn new(
+        config: QuantConfig,
+        shape: [usize; 2],
+        codes: Tensor,
+        scales: Scales,
+        zeros: Option<Tensor>,
+        dtype: DType,
+    ) -> Result<Self> {
+        config.check()?;
+        let [rows, cols] = shape;
+        let elements = rows.checked_mul(cols).filter(|n| *n <= isize::MAX as usize / 16);
+        let elements =
+            elements.ok_or_else(|| Error::shape("quantized", format!("{shape:?} is too large")))?;
+        let blocks = config.geometry(rows, cols).count;
+        let expect = |what: &str, part: &Tensor, dtype: DType, count: usize| {
+            if part.dtype() == dtype && part.elements() == count {
+                return Ok(());
+            }
+            Err(Error::shape(
+                "quantized",
+                format!(
+                    "expected {count} {dtype} {what} for {shape:?}, found {} {}",
+                    part.elements(),
+                    part.dtype()
+                ),
+            ))
+        };
+        expect("bytes of codes", &codes, DType::U8, (elements * config.format.bits()).div_ceil(8))?;
+        match &scales {
+            Scales::Plain(absmax) => expect("scales", absmax, DType::F32, blocks)?,
+            Scales::Nested { codes, absmax, map, .. } => {
+                expect("codes of scales", codes, DType::U8, blocks)?;
+                expect("nested scales", absmax, DType::F32, blocks.div_ceil(NESTED_BLOCKSIZE))?;
+                expect("entries of the nested map", map, DType::F32, 256)?;
+            }
+        }
+        if let Some(zeros) = &zeros {
+            expect("zero points", zeros, DType::U8, blocks)?;
+        }
+        if zeros.is_some() != config.format.zero_points() {
+            return Err(Error::shape("quantized", "zero points do not fit the format"));
+        }
+        let config = QuantConfig { double_quant: matches!(scales, Scales::Nested { .. }), ..config };
+        Ok(Quantized { inner: Arc::new(Parts { config, shape, codes, scales, zeros, dtype }) })
+    }
+
+    /// The settings it was made with.
+    pub fn config(&self) -> QuantConfig {
+        self.inner.config
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> &[usize; 2] {
+        &self.inner.shape
+    }
+
+    /// The type of the weight that was quantized.
+    pub fn dtype(&self) -> DType {
+        self.inner.dtype
+    }
+
+    /// u8; four bits: two codes in a byte.
+    pub fn codes(&self) -> &Tensor {
+        &self.inner.codes
+    }
+
+    /// One per block.
+    pub fn scales(&self) -> &Scales {
+        &self.inner.scales
+    }
+
+    /// One per block, for formats that have them.
+    pub fn zeros(&self) -> Option<&Tensor> {
+        self.inner.zeros.as_ref()
+    }
+
+    /// The cut into blocks.
+    pub fn geometry(&self) -> Geometry {
+        self.inner.config.geometry(self.inner.shape[0], self.inner.shape[1])
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let scales = match self.scales() {
+            Scales::Plain(scales) => scales.bytes(),
+            Scales::Nested { codes, absmax, .. } => codes.bytes() + absmax.bytes(),
+        };
+        self.codes().bytes() + scales + self.zeros().map_or(0, Tensor::bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_encodes_its_own_level() {
+        for format in &FORMATS {
+            let zero = 8.0;
+            for code in 0..if format.bits() == 4 { 16 } else { 255u8 } {
+                let level = format.decode(code);
+                if !level.is_finite() || level.abs() > format.max_level.max(8.0) || level == -128.0 {
+                    continue;
+                }
+                let shifted = if format.zero_points() { level - zero } else { level };
+                let again = format.decode(format.encode(shifted, zero));
+                assert_eq!(level, again, "{} code {code}", format.name);
+            }
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_level() {
+        for format in &FORMATS[..2] {
+            for t in format.thresholds().unwrap() {
+                let (at, above) = (format.encode(t, 0.0), format.encode(t.next_up(), 0.0));
+                assert!(format.decode(at) <= format.decode(above) && at != above, "{} at {t}", format.name);
+            }
+        }
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_refused() {
+        let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
+        let int8 = QuantConfig::new(Format::by_name("int8").unwrap());
+        assert!(nf4.check().is_ok() && int8.check().is_ok());
+        for bad in [
+            QuantConfig { blocksize: 48, ..nf4 },
+            QuantConfig { blocksize: 16, ..nf4 },
+            QuantConfig { blocksize: 128, ..int8 },
+            QuantConfig { double_quant: true, ..int8 },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+        let error = Format::by_name("nf5").unwrap_err().to_string();
+        assert!(error.contains("nf5") && error.contains("nf4, fp4, int4"), "{error}");
+    }
+}

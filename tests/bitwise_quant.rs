@@ -1,0 +1,193 @@
+//! Quantizing and computing with quantized matrices: the same bits on every backend, instruction set and
+//! number of rows, and those of dequantizing first.
+
+mod common;
+
+use common::gemm::Values;
+use half::bf16;
+use lowrank::backend::cpu::{Cpu, Isa};
+use lowrank::backend::reference::Reference;
+use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
+use lowrank::quant::{Blocks, FORMATS, QuantConfig, Quantized, Scales};
+use lowrank::{DType, Tensor};
+
+fn backends() -> Vec<Backend> {
+    let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    available.map(|isa| Cpu::with_isa(isa, Some(2)).unwrap()).collect()
+}
+
+/// Every format with its block sizes and ways of keeping scales.
+fn configs() -> Vec<QuantConfig> {
+    let mut all = Vec::new();
+    for format in &FORMATS {
+        let plain = QuantConfig { double_quant: false, ..QuantConfig::new(format) };
+        all.push(plain);
+        if format.blocks == Blocks::Flat {
+            all.push(QuantConfig { blocksize: 32, ..plain });
+            all.push(QuantConfig { blocksize: 128, ..plain });
+        }
+        if format.double_quant {
+            all.push(QuantConfig { double_quant: true, ..plain });
+        }
+    }
+    all
+}
+
+fn random(backend: &Backend, shape: [usize; 2], dtype: DType, values: &mut Values) -> Tensor {
+    let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| 0.1 * values.value()).collect();
+    backend.to_dtype(&backend.from_slice(&data, &shape).unwrap(), dtype).unwrap()
+}
+
+fn bytes(backend: &Backend, x: &Tensor) -> Vec<u8> {
+    let mut bytes = vec![0; x.bytes()];
+    backend.download(x, &mut bytes).unwrap();
+    bytes
+}
+
+/// Everything that a quantized matrix is made of.
+fn parts(backend: &Backend, x: &Quantized) -> Vec<Vec<u8>> {
+    let mut all = vec![bytes(backend, x.codes())];
+    match x.scales() {
+        Scales::Plain(scales) => all.push(bytes(backend, scales)),
+        Scales::Nested { codes, absmax, map, offset } => {
+            all.extend([bytes(backend, codes), bytes(backend, absmax), bytes(backend, map)]);
+            all.push(offset.to_ne_bytes().to_vec());
+        }
+    }
+    all.extend(x.zeros().map(|z| bytes(backend, z)));
+    all
+}
+
+fn dequantized(backend: &Backend, x: &Quantized, dtype: DType) -> Tensor {
+    let mut out = backend.empty(x.shape(), dtype).unwrap();
+    backend.dequantize(&mut out, x).unwrap();
+    out
+}
+
+#[test]
+fn every_instruction_set_quantizes_as_the_reference() {
+    let (reference, mut values) = (Reference::<f32>::backend(), Values(11));
+    let backends = backends();
+    for config in configs() {
+        for shape in [[1, 1], [3, 64], [7, 33], [130, 20], [16, 256], [5, 129]] {
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let x = random(&reference, shape, dtype, &mut values);
+                let expected = reference.quantize(&x, &config).unwrap();
+                for backend in &backends {
+                    let found = backend.quantize(&x, &config).unwrap();
+                    let context = format!("{} {} {shape:?} {dtype}", backend.name(), config.format.name);
+                    assert!(parts(backend, &found) == parts(&reference, &expected), "{context}");
+                    for out in [DType::F32, DType::BF16, DType::F16] {
+                        let (a, b) =
+                            (dequantized(backend, &found, out), dequantized(&reference, &expected, out));
+                        assert_eq!(bytes(backend, &a), bytes(&reference, &b), "{context} to {out}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Zero blocks, tiny and huge ones.
+#[test]
+fn extreme_blocks() {
+    let reference = Reference::<f32>::backend();
+    let scales = [0.0, 1e-45, 1e-39, 1.2e-38, 1e-30, 1e30, 3e38];
+    let data: Vec<f32> =
+        scales.iter().flat_map(|s| (0..64).map(move |i| s * (i as f32 / 63.0 - 0.4))).collect();
+    let x = reference.from_slice(&data, &[scales.len(), 64]).unwrap();
+    for config in configs() {
+        let expected = reference.quantize(&x, &config).unwrap();
+        let values: Vec<f32> = reference.to_vec(&dequantized(&reference, &expected, DType::F32)).unwrap();
+        assert!(values.iter().all(|x| x.is_finite()), "{}", config.format.name);
+        for backend in backends() {
+            let found = backend.quantize(&x, &config).unwrap();
+            assert!(parts(&backend, &found) == parts(&reference, &expected), "{}", backend.name());
+            let (a, b) =
+                (dequantized(&backend, &found, DType::BF16), dequantized(&reference, &expected, DType::BF16));
+            assert_eq!(
+                bytes(&backend, &a),
+                bytes(&reference, &b),
+                "{} {}",
+                backend.name(),
+                config.format.name
+            );
+        }
+    }
+}
+
+/// `x W^T` and `dy W` with the bits of dequantizing `W` first, for one row as for many.
+#[test]
+fn products_equal_those_of_the_dequantized_matrix() {
+    let mut values = Values(3);
+    let shapes = [[16, 64], [33, 64], [64, 96], [48, 128], [65, 200], [40, 33], [96, 640], [136, 576]];
+    for backend in backends() {
+        for config in configs() {
+            for (index, shape) in shapes.into_iter().enumerate() {
+                let dtype = if index % 2 == 0 { DType::BF16 } else { DType::F32 };
+                for dtype in [dtype, if index < 4 { DType::F32 } else { dtype }] {
+                    let w = random(&backend, shape, DType::F32, &mut values);
+                    let w = backend.quantize(&w, &config).unwrap();
+                    let plain = dequantized(&backend, &w, dtype);
+                    for (rows, transposed) in [(1, true), (17, true), (1, false), (45, false), (300, true)] {
+                        let k = if transposed { shape[1] } else { shape[0] };
+                        let a = random(&backend, [rows, k], dtype, &mut values);
+                        let product = |b: Matrix<'_>| {
+                            let n = b.shape().1;
+                            let mut out = backend.empty(&[rows, n], DType::F32).unwrap();
+                            let terms = [GemmTerm { a: Matrix::plain(&a), b }];
+                            backend.gemm(&mut out, &Gemm::new(&terms)).unwrap();
+                            bytes(&backend, &out)
+                        };
+                        assert_eq!(
+                            product(Matrix::Quantized { matrix: &w, transposed }),
+                            product(Matrix::Dense { tensor: &plain, transposed }),
+                            "{} {} {shape:?} {dtype} {rows} rows, transposed {transposed}",
+                            backend.name(),
+                            config.format.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scales so small that products are denormal, which the instructions for bf16 would round otherwise.
+#[test]
+fn products_with_denormal_weights() {
+    let mut values = Values(4);
+    let config = configs()[0];
+    for backend in backends() {
+        let tiny: Vec<f32> =
+            (0..32 * 128).map(|i| values.value() * if i / 64 % 2 == 0 { 2e-38 } else { 3e-39 }).collect();
+        let w = backend.quantize(&backend.from_slice(&tiny, &[32, 128]).unwrap(), &config).unwrap();
+        let plain = dequantized(&backend, &w, DType::BF16);
+        let a = backend.from_slice(&vec![bf16::from_f32(1e20); 3 * 128], &[3, 128]).unwrap();
+        let product = |b: Matrix<'_>| {
+            let mut out = backend.empty(&[3, 32], DType::F32).unwrap();
+            backend.gemm(&mut out, &Gemm::new(&[GemmTerm { a: Matrix::plain(&a), b }])).unwrap();
+            backend.to_vec::<f32>(&out).unwrap()
+        };
+        let found = product(Matrix::Quantized { matrix: &w, transposed: true });
+        assert_eq!(found, product(Matrix::transposed(&plain)), "{}", backend.name());
+        assert!(found.iter().any(|x| *x != 0.0));
+    }
+}
+
+#[test]
+fn elements_that_are_not_finite_are_refused() {
+    let mut all = backends();
+    all.push(Reference::<f32>::backend());
+    for backend in all {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut data = vec![0.5f32; 4 * 64];
+            data[77] = bad;
+            let x = backend.from_slice(&data, &[4, 64]).unwrap();
+            for config in configs() {
+                let error = backend.quantize(&x, &config).unwrap_err().to_string();
+                assert!(error.contains("finite"), "{} {}: {error}", backend.name(), config.format.name);
+            }
+        }
+    }
+}
