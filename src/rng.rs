@@ -64,7 +64,12 @@ pub struct Philox {
 impl Philox {
     /// The sequence from its beginning.
     pub fn new(key: PhiloxKey) -> Self {
-        Philox { key, counter: 0, words: [0; 4], used: 4 }
+        Self::at(key, 0)
+    }
+
+    /// The sequence from the four words at `counter` on.
+    pub fn at(key: PhiloxKey, counter: u64) -> Self {
+        Philox { key, counter, words: [0; 4], used: 4 }
     }
 
     /// The next word.

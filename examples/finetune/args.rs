@@ -27,6 +27,9 @@ pub enum Command {
     /// Merge an adapter into its base: a plain Hugging Face folder
     #[command(args_override_self = true)]
     Merge(MergeArgs),
+    /// Write a model with its linear layers in four bits, in bitsandbytes' form
+    #[command(args_override_self = true)]
+    Quantize(QuantizeArgs),
     /// Show a model's modules and default targets, or an adapter's settings and tensors
     #[command(args_override_self = true)]
     Inspect(InspectArgs),
@@ -92,9 +95,19 @@ pub struct ModelArgs {
     /// Type of activations and arithmetic
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: Dtype,
-    /// Format of the frozen base: none
+    /// Format of the frozen base's linear layers: none, nf4, fp4, int4, int4-asym, int8, fp8, fp8-e5m2, fp8-block
+    /// or fp8-e5m2-block
     #[arg(long, default_value = "none")]
     pub quant: String,
+    /// Quantize the constants of quantized blocks; by default for nf4 and fp4
+    #[arg(long, action = ArgAction::Set, value_name = "true|false")]
+    pub double_quant: Option<bool>,
+    /// Elements that share a constant, for formats of four bits
+    #[arg(long, default_value_t = 64, value_name = "ELEMENTS")]
+    pub blocksize: usize,
+    /// Quantize the output head too
+    #[arg(long)]
+    pub quant_head: bool,
     /// Where weights come from
     #[arg(long, value_enum, default_value = "auto")]
     pub load_format: LoadFormat,
@@ -330,6 +343,15 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
     /// Folder for the merged model; must not exist
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Folder for the quantized model; must not exist
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
 }

@@ -1,13 +1,14 @@
 //! `eval`, `merge` and `inspect`, and what all commands share.
 
-use crate::args::{EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs};
+use crate::args::{EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, QuantizeArgs};
 use crate::train::load_data;
 use lowrank::adapter::io::{ADAPTER_FILE, load_adapter};
 use lowrank::adapter::{LoraConfig, select_targets};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::Tokenizer;
-use lowrank::model::{Checkpoint, Model, ModelConfig};
+use lowrank::model::{Checkpoint, LoadOptions, Model, ModelConfig};
+use lowrank::quant::{Format, QuantConfig};
 use lowrank::train::evaluate;
 use lowrank::{DType, Error, Result};
 use serde_json::json;
@@ -15,13 +16,6 @@ use std::path::Path;
 
 /// The backend that the flags ask for.
 pub fn open_backend(args: &ModelArgs) -> Result<Backend> {
-    if args.quant != "none" {
-        return Err(Error::config(
-            "command line",
-            "--quant",
-            format!("`{}` is not supported; supported: none", args.quant),
-        ));
-    }
     match args.device.as_str() {
         "auto" | "cpu" => Cpu::new(args.threads),
         other => Err(Error::config(
@@ -32,15 +26,61 @@ pub fn open_backend(args: &ModelArgs) -> Result<Backend> {
     }
 }
 
+/// The format of the base that the flags ask for.
+pub fn quant_config(args: &ModelArgs) -> Result<Option<QuantConfig>> {
+    if args.quant == "none" {
+        let set = args.double_quant.is_some() || args.blocksize != 64 || args.quant_head;
+        return match set {
+            false => Ok(None),
+            true => Err(Error::config(
+                "command line",
+                "--quant",
+                "--double-quant, --blocksize and --quant-head need a format, for example --quant nf4",
+            )),
+        };
+    }
+    let new = QuantConfig::new(Format::by_name(&args.quant)?);
+    let config = QuantConfig {
+        blocksize: args.blocksize,
+        double_quant: args.double_quant.unwrap_or(new.double_quant),
+        head: args.quant_head,
+        ..new
+    };
+    config.check()?;
+    Ok(Some(config))
+}
+
 /// The base model that the flags ask for.
 pub fn load_model(args: &ModelArgs) -> Result<Model> {
     let backend = open_backend(args)?;
+    let options = LoadOptions { dtype: args.dtype.into(), quant: quant_config(args)? };
     match args.load_format {
-        LoadFormat::Auto => Model::load(&args.model, &backend, args.dtype.into()),
-        LoadFormat::Dummy => {
-            Model::random(ModelConfig::load(&args.model)?, &backend, args.dtype.into(), args.seed)
-        }
+        LoadFormat::Auto => Model::load(&args.model, &backend, options),
+        LoadFormat::Dummy => Model::random(ModelConfig::load(&args.model)?, &backend, options, args.seed),
     }
+}
+
+pub fn quantize(args: &QuantizeArgs) -> Result<()> {
+    let model = &args.model;
+    let config = quant_config(model)?
+        .ok_or_else(|| Error::config("command line", "--quant", "expected nf4 or fp4, found none"))?;
+    if config.head || model.load_format != LoadFormat::Auto {
+        return Err(Error::config(
+            "command line",
+            "quantize",
+            "--quant-head and --load-format are for training and generation; on disk the head stays as it is",
+        ));
+    }
+    let backend = open_backend(model)?;
+    let count = lowrank::model::quantize::quantize(
+        &model.model,
+        &args.output,
+        &backend,
+        &config,
+        model.dtype.into(),
+    )?;
+    eprintln!("{count} weights are in {} now; the model is in {}", config.format.name, args.output.display());
+    Ok(())
 }
 
 /// The base model, with an adapter if there is one.

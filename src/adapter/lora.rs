@@ -138,7 +138,16 @@ fn make_trainable(
     layout: &mut ParamLayout,
     copies: &mut Copies,
 ) -> Result<()> {
-    let Parameter::Frozen(Weight::Dense(tensor)) = parameter else { return Ok(()) };
+    let tensor = match parameter {
+        Parameter::Trainable(_) => return Ok(()),
+        Parameter::Frozen(Weight::Dense(tensor)) => tensor,
+        Parameter::Frozen(Weight::Quantized(_)) => {
+            return Err(Error::tensor(
+                name,
+                "a quantized weight can't be trained whole; load the base without quantization",
+            ));
+        }
+    };
     // Biases and norms have one dimension; weight decay spares them.
     let id = layout.add(name, tensor.shape(), tensor.shape().len() > 1);
     copies.push((id, backend.to_f32(tensor)?));

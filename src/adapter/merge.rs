@@ -10,12 +10,13 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::fs::{sync_folder, temporary_sibling, write_atomic_bytes};
-use crate::model::save::{StreamedTensor, copy_companions, copy_config, write_streamed};
-use crate::model::{Checkpoint, ModelConfig, ModuleInfo, ModuleKind};
+use crate::fs::{sync_folder, temporary_sibling};
+use crate::model::save::{SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_sharded};
+use crate::model::stored::{full_name, head_name, stored_modules};
+use crate::model::{Checkpoint, ModelConfig};
 use crate::tensor::Tensor;
 use half::{bf16, f16};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
@@ -23,9 +24,6 @@ use std::path::Path;
 
 /// Elements of a weight in memory at a time.
 const BLOCK: usize = 1 << 22;
-
-/// Bytes of weights per file, as Hugging Face splits them.
-const SHARD_BYTES: usize = 5_000_000_000;
 
 /// A low-rank change of a weight.
 struct LowRank {
@@ -74,7 +72,7 @@ pub fn merge_sharded(
     let base = Checkpoint::open(model_dir)?;
     let adapter = open_adapter(adapter_dir)?;
     let adapter_file = adapter_dir.join(ADAPTER_FILE);
-    let targets = select_targets(&lora, &modules(&base, &config), &config.model_type)?;
+    let targets = select_targets(&lora, &stored_modules(&base, &config), &config.model_type)?;
     let mut planner = Planner {
         backend: &backend,
         config: &config,
@@ -90,7 +88,13 @@ pub fn merge_sharded(
     let temporary = temporary_sibling(output)?;
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
-        write_shards(&temporary, &plans, &base, &backend, shard_bytes)?;
+        let tensors = plans.iter().map(|(name, plan)| StreamedTensor {
+            name: name.clone(),
+            shape: plan.shape.clone(),
+            dtype: plan.dtype,
+            write: Box::new(|w| write_merged(w, plan, &base, &backend)),
+        });
+        write_sharded(&temporary, tensors.collect(), shard_bytes)?;
         let changes = if untied { vec![("tie_word_embeddings", json!(false))] } else { Vec::new() };
         copy_config(model_dir, &temporary, &changes)?;
         copy_companions(model_dir, &temporary)?;
@@ -128,7 +132,7 @@ impl Planner<'_> {
             }
             let full = full_name(name, self.config);
             // A tied head is the embedding, even where a file holds it once more.
-            if self.config.tie_word_embeddings && full == head(self.config) {
+            if self.config.tie_word_embeddings && full == head_name(self.config) {
                 continue;
             }
             plans.insert(full.clone(), self.plan_tensor(&full, name)?);
@@ -143,10 +147,10 @@ impl Planner<'_> {
         let embed = format!("{}.weight", self.config.names.embed);
         let embedding = plans.get(&embed).ok_or_else(|| Error::tensor(embed, "missing in the base"))?;
         let (base, embedding_trained) = (embedding.base.clone(), embedding.own.is_some());
-        let plan = self.plan_tensor(&head(self.config), &base)?;
+        let plan = self.plan_tensor(&head_name(self.config), &base)?;
         let untied = embedding_trained || plan.own.is_some() || plan.change.is_some();
         if untied {
-            plans.insert(head(self.config), plan);
+            plans.insert(head_name(self.config), plan);
         }
         Ok(untied)
     }
@@ -203,94 +207,6 @@ impl Planner<'_> {
         // GPT-2's old files hold masks of four dimensions by the name `bias`.
         (kept && kind == "weight") || (kind == "bias" && shape.len() == 1 && (kept || by_bias))
     }
-}
-
-/// The name of the output head's weight.
-fn head(config: &ModelConfig) -> String {
-    format!("{}.weight", config.names.head)
-}
-
-/// A tensor's name with the base model's prefix, which base checkpoints leave out.
-fn full_name(name: &str, config: &ModelConfig) -> String {
-    let prefix = config.names.base_prefix;
-    if name.starts_with(prefix) || name == head(config) {
-        name.to_string()
-    } else {
-        format!("{prefix}{name}")
-    }
-}
-
-/// The model's modules as its weights show them.
-fn modules(base: &Checkpoint, config: &ModelConfig) -> Vec<ModuleInfo> {
-    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for name in base.names() {
-        if let Some((shape, _)) = base.info(name) {
-            shapes.insert(full_name(name, config), shape.to_vec());
-        }
-    }
-    if config.tie_word_embeddings
-        && let Some(embed) = shapes.get(&format!("{}.weight", config.names.embed)).cloned()
-    {
-        shapes.insert(head(config), embed);
-    }
-    let module = |name: &str, shape: &[usize]| {
-        let path = name.strip_suffix(".weight")?;
-        let is_head = path == config.names.head;
-        let (kind, out_features, in_features) = match *shape {
-            [cols] => (ModuleKind::Norm, cols, cols),
-            [a, b] if path == config.names.embed || Some(path) == config.names.positions => {
-                (ModuleKind::Embedding, b, a)
-            }
-            [i, o] if config.conv1d && !is_head => (ModuleKind::Conv1d, o, i),
-            [o, i] => (ModuleKind::Linear, o, i),
-            _ => return None,
-        };
-        let bias = shapes.contains_key(&format!("{path}.bias"));
-        Some(ModuleInfo { path: path.to_string(), kind, in_features, out_features, bias, is_head })
-    };
-    shapes.iter().filter_map(|(name, shape)| module(name, shape)).collect()
-}
-
-fn write_shards(
-    output: &Path,
-    plans: &BTreeMap<String, Plan>,
-    base: &Checkpoint,
-    backend: &Backend,
-    shard_bytes: usize,
-) -> Result<()> {
-    let mut shards: Vec<Vec<StreamedTensor<'_>>> = vec![Vec::new()];
-    let (mut size, mut total) = (0, 0);
-    for (name, plan) in plans {
-        let tensor = StreamedTensor {
-            name: name.clone(),
-            shape: plan.shape.clone(),
-            dtype: plan.dtype,
-            write: Box::new(move |w| write_merged(w, plan, base, backend)),
-        };
-        if size > 0 && size + tensor.bytes() > shard_bytes {
-            shards.push(Vec::new());
-            size = 0;
-        }
-        size += tensor.bytes();
-        total += tensor.bytes();
-        if let Some(shard) = shards.last_mut() {
-            shard.push(tensor);
-        }
-    }
-    let count = shards.len();
-    if count == 1 {
-        return write_streamed(&output.join("model.safetensors"), shards.pop().unwrap_or_default());
-    }
-    let mut weight_map = Map::new();
-    for (i, shard) in shards.into_iter().enumerate() {
-        let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
-        weight_map.extend(shard.iter().map(|t| (t.name.clone(), json!(file))));
-        write_streamed(&output.join(&file), shard)?;
-    }
-    weight_map.sort_keys();
-    let index = json!({"metadata": {"total_size": total}, "weight_map": Value::Object(weight_map)});
-    let text = serde_json::to_string_pretty(&index).map_err(|e| Error::format(output, e.to_string()))?;
-    write_atomic_bytes(&output.join("model.safetensors.index.json"), text.as_bytes())
 }
 
 /// Writes one tensor in blocks of rows.

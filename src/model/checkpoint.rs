@@ -163,15 +163,30 @@ impl Checkpoint {
         self.entries.get(name).map(|e| (e.shape.as_slice(), e.dtype))
     }
 
+    /// The bytes of a tensor of any type, in place: u8 `[bytes]`.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn raw(&self, name: &str) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let (path, map) = &self.files[entry.file];
+        Tensor::from_mapped(map.clone(), entry.range.clone(), &[entry.range.len()], DType::U8)
+            .map_err(|e| Error::tensor(name, format!("in {}: {e}", path.display())))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| {
+            let files: Vec<_> = self.files.iter().map(|(p, _)| p.display().to_string()).collect();
+            Error::tensor(name, format!("missing in {}", files.join(", ")))
+        })
+    }
+
     /// A tensor of floats or bytes, in place in the mapped file (copied if it is not aligned there).
     ///
     /// # Errors
     /// When it is missing or of a type that is not read.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let entry = self.entries.get(name).ok_or_else(|| {
-            let files: Vec<_> = self.files.iter().map(|(p, _)| p.display().to_string()).collect();
-            Error::tensor(name, format!("missing in {}", files.join(", ")))
-        })?;
+        let entry = self.entry(name)?;
         let dtype = match entry.dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,

@@ -149,6 +149,7 @@ impl ModelConfig {
             }
         };
         config.check(&keys)?;
+        check_quantization(&keys)?;
         Ok(config)
     }
 
@@ -190,6 +191,19 @@ impl ModelConfig {
         }
         Ok(())
     }
+}
+
+/// Fails unless the weights are stored plainly or in bitsandbytes' four bits (see [`super::bnb`]).
+fn check_quantization(keys: &Keys<'_>) -> Result<()> {
+    let Some(settings) = keys.object("quantization_config")? else { return Ok(()) };
+    let method = settings.string("quant_method")?;
+    if method == "bitsandbytes" && settings.bool_or("load_in_4bit", false)? {
+        return Ok(());
+    }
+    Err(keys.error(
+        "quantization_config",
+        format!("`{method}` in this form is not supported; supported: bitsandbytes with load_in_4bit"),
+    ))
 }
 
 /// The keys of a `config.json`, with errors that name them.

@@ -178,9 +178,9 @@ impl Model {
     }
 
     fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let weight = self.head.weight.tensor(&self.params)?;
+        let weight = self.head.weight.weight(&self.params)?;
         let mut logits = self.backend.empty(&[hidden.rows(), self.config.vocab_size], DType::F32)?;
-        let terms = [GemmTerm { a: Matrix::plain(hidden), b: Matrix::transposed(&weight) }];
+        let terms = [GemmTerm { a: Matrix::plain(hidden), b: weight.forward(false) }];
         self.backend.gemm(&mut logits, &Gemm::new(&terms))?;
         Ok(logits)
     }

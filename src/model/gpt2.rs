@@ -30,7 +30,6 @@ pub fn config(keys: &Keys<'_>) -> Result<ModelConfig> {
         ("scale_attn_weights", json!(true)),
         ("scale_attn_by_inverse_layer_idx", json!(false)),
         ("add_cross_attention", json!(false)),
-        ("quantization_config", json!(null)),
     ])?;
     let hidden_size = keys.usize("n_embd")?;
     let num_attention_heads = keys.usize("n_head")?;

@@ -26,7 +26,7 @@ pub const NAMES: Names = Names {
 /// # Errors
 /// When a key is missing, malformed or not supported.
 pub fn config(keys: &Keys<'_>, model_type: &str) -> Result<ModelConfig> {
-    keys.refuse(&[("pretraining_tp", json!(1)), ("quantization_config", json!(null))])?;
+    keys.refuse(&[("pretraining_tp", json!(1))])?;
     let hidden_size = keys.usize("hidden_size")?;
     let num_attention_heads = keys.usize("num_attention_heads")?;
     let head_dim = match keys.usize_opt("head_dim")? {

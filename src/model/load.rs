@@ -1,5 +1,6 @@
 //! From a Hugging Face folder to a [`Model`]: every tensor found, checked, and kept in place where it can be.
 
+use super::bnb;
 use super::checkpoint::Checkpoint;
 use super::config::{MlpNames, ModelConfig, QkvNames};
 use super::decoder::{Layer, Mlp, Model, Qkv};
@@ -8,18 +9,36 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::param::ParamStore;
+use crate::quant::QuantConfig;
 use crate::rng::{Philox, PhiloxKey, Stream};
 use crate::tensor::Tensor;
+use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Mutex;
 
+/// How a base model is held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoadOptions {
+    /// Type of activations, f32 or bf16: in f32, weights stay in the file's type and in the mapped file; in
+    /// bf16, weights of other types are converted.
+    pub dtype: DType,
+    /// Format of the linear layers' weights, quantized one by one as they are read. A checkpoint that is
+    /// quantized already stays as it is.
+    pub quant: Option<QuantConfig>,
+}
+
+impl From<DType> for LoadOptions {
+    fn from(dtype: DType) -> Self {
+        LoadOptions { dtype, quant: None }
+    }
+}
+
 impl Model {
-    /// Loads a base model with everything frozen. `dtype` is the type of activations, f32 or bf16: in f32,
-    /// weights stay in the file's type and in the mapped file; in bf16, weights of other types are converted.
+    /// Loads a base model with everything frozen. `options` may be just the type of activations.
     ///
     /// # Errors
     /// When the configuration or the weights are missing, malformed, not supported or do not fit together.
-    pub fn load(model_dir: &Path, backend: &Backend, dtype: DType) -> Result<Self> {
+    pub fn load(model_dir: &Path, backend: &Backend, options: impl Into<LoadOptions>) -> Result<Self> {
         if !model_dir.is_dir() {
             return Err(Error::format(
                 model_dir,
@@ -29,7 +48,7 @@ impl Model {
         let config = ModelConfig::load(model_dir)?;
         let checkpoint = Checkpoint::open(model_dir)?;
         let source = Source::File { checkpoint: &checkpoint, base_prefix: config.names.base_prefix };
-        Builder { config, backend, dtype, source }.build()
+        Builder { config, backend, options: options.into(), source }.build()
     }
 
     /// A model of this configuration with random weights (normal, standard deviation 0.02; norms 1; biases
@@ -37,8 +56,14 @@ impl Model {
     ///
     /// # Errors
     /// When memory can't be had.
-    pub fn random(config: ModelConfig, backend: &Backend, dtype: DType, seed: u64) -> Result<Self> {
-        Builder { config, backend, dtype, source: Source::Random { seed, next: Mutex::new(0) } }.build()
+    pub fn random(
+        config: ModelConfig,
+        backend: &Backend,
+        options: impl Into<LoadOptions>,
+        seed: u64,
+    ) -> Result<Self> {
+        let source = Source::Random { seed, next: Mutex::new(0) };
+        Builder { config, backend, options: options.into(), source }.build()
     }
 }
 
@@ -51,43 +76,46 @@ enum Source<'a> {
 struct Builder<'a> {
     config: ModelConfig,
     backend: &'a Backend,
-    dtype: DType,
+    options: LoadOptions,
     source: Source<'a>,
 }
 
 impl Builder<'_> {
     fn build(self) -> Result<Model> {
         let (c, names) = (&self.config, self.config.names);
-        if !matches!(self.dtype, DType::F32 | DType::BF16) {
-            return Err(Error::config(
-                "model",
-                "dtype",
-                format!("expected f32 or bf16, found {}", self.dtype),
-            ));
+        let LoadOptions { dtype, quant } = self.options;
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(Error::config("model", "dtype", format!("expected f32 or bf16, found {dtype}")));
         }
+        quant.map_or(Ok(()), |q| q.check())?;
+        let params = ParamStore::empty(self.backend)?;
         let embed = self.embedding(names.embed, c.vocab_size)?;
         let positions = names.positions.map(|p| self.embedding(p, c.max_position_embeddings)).transpose()?;
         let layers = (0..c.num_hidden_layers)
             .map(|i| self.layer(&format!("{}.{i}", names.layers)))
             .collect::<Result<_>>()?;
         let norm = self.norm(names.norm, c.hidden_size)?;
-        let head = if c.tie_word_embeddings {
-            Linear {
-                path: names.head.to_string(),
-                weight: embed.weight.clone(),
-                bias: None,
-                conv1d: false,
-                in_features: c.hidden_size,
-                out_features: c.vocab_size,
-                lora: None,
+        let quantized_head = quant.filter(|q| q.head);
+        let head_weight = match (c.tie_word_embeddings, quantized_head) {
+            (true, None) => embed.weight.clone(),
+            (true, Some(quant)) => {
+                let embed = embed.weight.tensor(&params)?;
+                Parameter::Frozen(Weight::Quantized(self.backend.quantize(&embed, &quant)?))
             }
-        } else {
-            Linear { conv1d: false, ..self.linear(names.head, c.hidden_size, c.vocab_size, false, false)? }
+            (false, quant) => self.weight(names.head, [c.vocab_size, c.hidden_size], false, quant)?,
         };
-        let params = ParamStore::empty(self.backend)?;
+        let head = Linear {
+            path: names.head.to_string(),
+            weight: head_weight,
+            bias: None,
+            conv1d: false,
+            in_features: c.hidden_size,
+            out_features: c.vocab_size,
+            lora: None,
+        };
         Ok(Model {
             backend: self.backend.clone(),
-            dtype: self.dtype,
+            dtype,
             params,
             embed,
             positions,
@@ -149,18 +177,63 @@ impl Builder<'_> {
     }
 
     fn linear(&self, path: &str, i: usize, o: usize, bias: bool, conv1d: bool) -> Result<Linear> {
-        let shape = if conv1d { [i, o] } else { [o, i] };
-        let weight = self.matrix(&format!("{path}.weight"), &shape)?;
+        let weight = self.weight(path, [o, i], conv1d, self.options.quant)?;
         let bias = bias.then(|| self.vector(&format!("{path}.bias"), o, 0.0)).transpose()?;
-        Ok(Linear {
-            path: path.to_string(),
-            weight: Parameter::Frozen(Weight::Dense(weight)),
-            bias,
-            conv1d,
-            in_features: i,
-            out_features: o,
-            lora: None,
-        })
+        let path = path.to_string();
+        Ok(Linear { path, weight, bias, conv1d, in_features: i, out_features: o, lora: None })
+    }
+
+    /// The weight `[o, i]` of a linear layer: as bitsandbytes quantized it, else quantized now if `quant` says so.
+    fn weight(
+        &self,
+        path: &str,
+        [o, i]: [usize; 2],
+        conv1d: bool,
+        quant: Option<QuantConfig>,
+    ) -> Result<Parameter> {
+        let name = format!("{path}.weight");
+        if let Source::File { checkpoint, .. } = &self.source
+            && bnb::is_quantized(checkpoint, self.stored_name(&name))
+        {
+            return self.stored_quantized(&name, [o, i], quant);
+        }
+        let shape = if conv1d { [i, o] } else { [o, i] };
+        let Some(quant) = quant else {
+            return Ok(Parameter::Frozen(Weight::Dense(self.matrix(&name, &shape)?)));
+        };
+        let stored = self.stored(&name, &shape)?;
+        let upright = if conv1d { transposed(self.backend, &stored)? } else { stored.clone() };
+        let quantized =
+            self.backend.quantize(&upright, &quant).map_err(|e| Error::tensor(&name, e.to_string()))?;
+        stored.release_pages();
+        Ok(Parameter::Frozen(Weight::Quantized(quantized)))
+    }
+
+    /// A weight that the checkpoint holds quantized.
+    fn stored_quantized(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        quant: Option<QuantConfig>,
+    ) -> Result<Parameter> {
+        let Source::File { checkpoint, .. } = &self.source else {
+            return Err(Error::tensor(name, "there is no checkpoint"));
+        };
+        let matrix = bnb::read(checkpoint, self.stored_name(name), self.backend)?;
+        if *matrix.shape() != shape {
+            return Err(Error::tensor(
+                name,
+                format!("expected shape {shape:?} by config.json, found {:?}", matrix.shape()),
+            ));
+        }
+        let found = matrix.config().format.name;
+        match quant.filter(|q| q.format.name != found) {
+            None => Ok(Parameter::Frozen(Weight::Quantized(matrix))),
+            Some(q) => Err(Error::tensor(
+                name,
+                format!("the checkpoint is quantized to {found} already and can't become {}", q.format.name),
+            )),
+        }
     }
 
     fn norm(&self, path: &str, cols: usize) -> Result<Norm> {
@@ -178,22 +251,25 @@ impl Builder<'_> {
 
     /// A matrix: in f32 training as stored, in bf16 training converted unless it is bf16 already.
     fn matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let stored = match &self.source {
-            Source::File { .. } => self.find(name, shape)?,
+        let stored = self.stored(name, shape)?;
+        if self.options.dtype == DType::F32 || stored.dtype() == self.options.dtype {
+            return Ok(stored);
+        }
+        let converted = self.backend.to_dtype(&stored, self.options.dtype)?;
+        stored.release_pages();
+        Ok(converted)
+    }
+
+    /// A matrix as it is stored, or random.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match &self.source {
+            Source::File { .. } => self.find(name, shape),
             Source::Random { seed, next } => {
                 let mut next = next.lock().expect("never held across a panic");
                 *next += 1;
-                let mut rng = Philox::new(PhiloxKey::new(*seed, Stream::Dummy, *next));
-                let data: Vec<f32> = (0..shape.iter().product()).map(|_| 0.02 * rng.normal()).collect();
-                self.backend.from_slice(&data, shape)?
+                random(self.backend, shape, self.options.dtype, PhiloxKey::new(*seed, Stream::Dummy, *next))
             }
-        };
-        if self.dtype == DType::F32 || stored.dtype() == self.dtype {
-            return Ok(stored);
         }
-        let converted = self.backend.to_dtype(&stored, self.dtype)?;
-        stored.release_pages();
-        Ok(converted)
     }
 
     /// A bias or a norm's weight, in the activations' type as transformers holds it.
@@ -202,24 +278,67 @@ impl Builder<'_> {
             Source::File { .. } => self.find(name, &[len])?,
             Source::Random { .. } => self.backend.from_slice(&vec![constant; len], &[len])?,
         };
-        Ok(Parameter::Frozen(Weight::Dense(self.backend.to_dtype(&stored, self.dtype)?)))
+        Ok(Parameter::Frozen(Weight::Dense(self.backend.to_dtype(&stored, self.options.dtype)?)))
     }
 
-    /// The stored tensor under its full name, or without the base model's prefix, as base checkpoints are.
+    /// The name that the checkpoint has for a tensor: the full one, or the one without the base model's
+    /// prefix, as base checkpoints are.
+    fn stored_name<'n>(&self, name: &'n str) -> &'n str {
+        let Source::File { checkpoint, base_prefix } = &self.source else { return name };
+        name.strip_prefix(base_prefix)
+            .filter(|bare| !checkpoint.contains(name) && checkpoint.contains(bare))
+            .unwrap_or(name)
+    }
+
     fn find(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let Source::File { checkpoint, base_prefix } = &self.source else {
+        let Source::File { checkpoint, .. } = &self.source else {
             return Err(Error::tensor(name, "there is no checkpoint"));
         };
-        let bare = name
-            .strip_prefix(base_prefix)
-            .filter(|bare| !checkpoint.contains(name) && checkpoint.contains(bare));
-        let stored = checkpoint.tensor(bare.unwrap_or(name))?;
+        let stored = checkpoint.tensor(self.stored_name(name))?;
         if stored.shape() != shape {
             return Err(Error::tensor(
                 name,
                 format!("expected shape {shape:?} by config.json, found {:?}", stored.shape()),
             ));
         }
+        if !stored.dtype().is_float() {
+            return Err(Error::tensor(name, format!("expected floats, found {}", stored.dtype())));
+        }
         Ok(stored)
     }
+}
+
+/// Elements that are made at a time.
+const RANDOM_CHUNK: usize = 1 << 20;
+
+/// A matrix of normal numbers with standard deviation 0.02; element `i` follows from the key and `i` alone.
+fn random(backend: &Backend, shape: &[usize], dtype: DType, key: PhiloxKey) -> Result<Tensor> {
+    let out = backend.empty(shape, dtype)?;
+    let flat = out.reshape(&[out.elements()])?;
+    for start in (0..out.elements()).step_by(RANDOM_CHUNK) {
+        let end = (start + RANDOM_CHUNK).min(out.elements());
+        let mut data = vec![0f32; end - start];
+        data.par_chunks_mut(RANDOM_CHUNK / 64).enumerate().for_each(|(i, part)| {
+            let mut rng = Philox::at(key, (start + i * (RANDOM_CHUNK / 64)) as u64 / 2);
+            part.iter_mut().for_each(|x| *x = 0.02 * rng.normal());
+        });
+        let data = backend.from_slice(&data, &[end - start])?;
+        backend.cast(&mut flat.slice(start..end)?, &data)?;
+    }
+    Ok(out)
+}
+
+/// The transpose of a dense matrix, in memory of its own.
+pub(super) fn transposed(backend: &Backend, x: &Tensor) -> Result<Tensor> {
+    let (rows, cols, size) = (x.rows(), x.cols(), x.dtype().size());
+    let mut from = vec![0u8; x.bytes()];
+    backend.download(x, &mut from)?;
+    let mut to = vec![0u8; x.bytes()];
+    for (i, element) in from.chunks_exact(size).enumerate() {
+        let at = (i % cols * rows + i / cols) * size;
+        to[at..at + size].copy_from_slice(element);
+    }
+    let mut out = backend.empty(&[cols, rows], x.dtype())?;
+    backend.upload(&mut out, &to)?;
+    Ok(out)
 }

@@ -1,6 +1,7 @@
 //! Models: one decoder driven by `config.json`, with small files for what is special about a family.
 
 pub mod batch;
+pub mod bnb;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -8,12 +9,15 @@ pub mod gpt2;
 pub mod llama;
 pub mod load;
 pub mod module;
+pub mod quantize;
 pub mod qwen;
 pub mod rope;
 pub mod save;
+pub(crate) mod stored;
 
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decoder::{KvCache, Model};
+pub use load::LoadOptions;
 pub use module::{Embedding, Linear, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight};

@@ -1,7 +1,9 @@
 //! The parts that decoders are made of, and their parameters: frozen or trainable.
 
-use crate::error::Result;
+use crate::backend::Matrix;
+use crate::error::{Error, Result};
 use crate::param::{ParamId, ParamStore};
+use crate::quant::Quantized;
 use crate::tensor::Tensor;
 
 /// A frozen weight matrix in its stored format. There is no gradient of it, by construction.
@@ -9,6 +11,8 @@ use crate::tensor::Tensor;
 pub enum Weight {
     /// f32, bf16 or f16 elements as they are in the file or converted.
     Dense(Tensor),
+    /// Codes and constants, `[out_features, in_features]` whatever the family's layout of dense weights.
+    Quantized(Quantized),
 }
 
 impl Weight {
@@ -16,6 +20,7 @@ impl Weight {
     pub fn shape(&self) -> &[usize] {
         match self {
             Weight::Dense(tensor) => tensor.shape(),
+            Weight::Quantized(matrix) => matrix.shape(),
         }
     }
 
@@ -23,6 +28,24 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         match self {
             Weight::Dense(tensor) => tensor.bytes(),
+            Weight::Quantized(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// `W^T`, `[in_features, out_features]`, the right operand of `y = x W^T`. `conv1d` says that a dense
+    /// weight is stored that way.
+    pub fn forward(&self, conv1d: bool) -> Matrix<'_> {
+        match self {
+            Weight::Dense(tensor) => Matrix::Dense { tensor, transposed: !conv1d },
+            Weight::Quantized(matrix) => Matrix::Quantized { matrix, transposed: true },
+        }
+    }
+
+    /// `W`, `[out_features, in_features]`, the right operand of `dx = dy W`.
+    pub fn backward(&self, conv1d: bool) -> Matrix<'_> {
+        match self {
+            Weight::Dense(tensor) => Matrix::Dense { tensor, transposed: conv1d },
+            Weight::Quantized(matrix) => Matrix::Quantized { matrix, transposed: false },
         }
     }
 }
@@ -45,14 +68,27 @@ impl Parameter {
         }
     }
 
-    /// The dense tensor that operations read.
+    /// The weight that products read.
     ///
     /// # Errors
-    /// Never for dense weights.
-    pub fn tensor(&self, params: &ParamStore) -> Result<Tensor> {
+    /// Never in practice: slices lie within the store.
+    pub fn weight(&self, params: &ParamStore) -> Result<Weight> {
         match self {
-            Parameter::Frozen(Weight::Dense(tensor)) => Ok(tensor.clone()),
-            Parameter::Trainable(id) => params.value(*id),
+            Parameter::Frozen(weight) => Ok(weight.clone()),
+            Parameter::Trainable(id) => params.value(*id).map(Weight::Dense),
+        }
+    }
+
+    /// The dense tensor that operations other than products read.
+    ///
+    /// # Errors
+    /// When the weight is quantized.
+    pub fn tensor(&self, params: &ParamStore) -> Result<Tensor> {
+        match self.weight(params)? {
+            Weight::Dense(tensor) => Ok(tensor),
+            Weight::Quantized(_) => {
+                Err(Error::shape("parameter", "expected a dense tensor, found a quantized matrix"))
+            }
         }
     }
 

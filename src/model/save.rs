@@ -84,6 +84,44 @@ pub fn write_streamed(path: &Path, mut tensors: Vec<StreamedTensor<'_>>) -> Resu
     })
 }
 
+/// Bytes of weights per file, as Hugging Face splits them.
+pub const SHARD_BYTES: usize = 5_000_000_000;
+
+/// Writes `model.safetensors`, or several files of at most `shard_bytes` with an index; a larger tensor has a
+/// file of its own. Neighbours in `tensors` share a file.
+///
+/// # Errors
+/// When a file can't be written.
+pub fn write_sharded(folder: &Path, tensors: Vec<StreamedTensor<'_>>, shard_bytes: usize) -> Result<()> {
+    let mut shards: Vec<Vec<StreamedTensor<'_>>> = vec![Vec::new()];
+    let (mut size, mut total) = (0, 0);
+    for tensor in tensors {
+        if size > 0 && size + tensor.bytes() > shard_bytes {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += tensor.bytes();
+        total += tensor.bytes();
+        if let Some(shard) = shards.last_mut() {
+            shard.push(tensor);
+        }
+    }
+    let count = shards.len();
+    if count == 1 {
+        return write_streamed(&folder.join("model.safetensors"), shards.pop().unwrap_or_default());
+    }
+    let mut weight_map = Map::new();
+    for (i, shard) in shards.into_iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+        weight_map.extend(shard.iter().map(|t| (t.name.clone(), json!(file))));
+        write_streamed(&folder.join(&file), shard)?;
+    }
+    weight_map.sort_keys();
+    let index = json!({"metadata": {"total_size": total}, "weight_map": Value::Object(weight_map)});
+    let text = serde_json::to_string_pretty(&index).map_err(|e| Error::format(folder, e.to_string()))?;
+    write_atomic_bytes(&folder.join("model.safetensors.index.json"), text.as_bytes())
+}
+
 /// Copies tokenizer, templates and the like from one model folder to another.
 ///
 /// # Errors

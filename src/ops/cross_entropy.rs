@@ -67,7 +67,7 @@ impl Tape<'_> {
         let wants_grad = self.is_recording() && (x.needs_grad() || head.weight.id().is_some());
         let dx = (wants_grad && x.needs_grad()).then(|| self.empty(m, x.tensor.cols())).transpose()?;
         let losses = backend.empty(&[m], DType::F32)?;
-        let weight = head.weight.tensor(self.params)?;
+        let weight = head.weight.weight(self.params)?;
         let chunk = (LOGITS_BYTES / (4 * head.out_features)).clamp(1, m.max(1));
         let logits = backend.empty(&[chunk, head.out_features], DType::F32)?;
         let dlogits = wants_grad.then(|| self.empty(chunk, head.out_features)).transpose()?;
@@ -76,7 +76,7 @@ impl Tape<'_> {
             let part = input.slice(range.clone())?;
             let mut logits = logits_view(&logits, range.len())?;
             let mut dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
-            let forward = [GemmTerm { a: Matrix::plain(&part), b: Matrix::transposed(&weight) }];
+            let forward = [GemmTerm { a: Matrix::plain(&part), b: weight.forward(false) }];
             backend.gemm(&mut logits, &Gemm::new(&forward))?;
             backend.cross_entropy(
                 &mut losses.slice(range.clone())?,
@@ -87,7 +87,7 @@ impl Tape<'_> {
             )?;
             let Some(dlogits) = dlogits else { continue };
             if let Some(dx) = &dx {
-                let terms = [GemmTerm { a: Matrix::plain(&dlogits), b: Matrix::plain(&weight) }];
+                let terms = [GemmTerm { a: Matrix::plain(&dlogits), b: weight.backward(false) }];
                 backend.gemm(&mut dx.slice(range)?, &Gemm::new(&terms))?;
             }
             if let Some(id) = head.weight.id() {

@@ -57,10 +57,9 @@ impl Tape<'_> {
     /// When shapes do not fit.
     pub fn linear(&mut self, x: &Var, layer: &Linear) -> Result<Var> {
         let (backend, params) = (self.backend.clone(), self.params);
-        let weight = layer.weight.tensor(params)?;
+        let weight = layer.weight.weight(params)?;
         let bias = total_bias(&backend, params, layer)?;
-        let w = Matrix::Dense { tensor: &weight, transposed: !layer.conv1d };
-        let base = GemmTerm { a: Matrix::plain(&x.tensor), b: w };
+        let base = GemmTerm { a: Matrix::plain(&x.tensor), b: weight.forward(layer.conv1d) };
         let mut y = self.empty(x.tensor.rows(), layer.out_features)?;
         let mut saved_lora = None;
         match &layer.lora {
@@ -109,8 +108,8 @@ pub(crate) fn backward(
         None => None,
     };
     let Some(id) = inputs[0] else { return Ok(()) };
-    let weight = saved.weight.tensor(params)?;
-    let w = Matrix::Dense { tensor: &weight, transposed: saved.conv1d };
+    let weight = saved.weight.weight(params)?;
+    let w = weight.backward(saved.conv1d);
     let in_features = w.shape().1;
     let base = GemmTerm { a: Matrix::plain(&dy), b: w };
     g.accumulate(id, &[dy.rows(), in_features], |dx, accumulate| {
