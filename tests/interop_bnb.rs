@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::golden::{Golden, path};
+use common::golden::{Golden, path, worst};
 use lowrank::DType;
 use lowrank::Tensor;
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
-use lowrank::model::Checkpoint;
+use lowrank::model::quantize::quantize;
+use lowrank::model::{Batch, Checkpoint, LoadOptions, Model};
 use lowrank::quant::double_quant::dynamic_map;
 use lowrank::quant::{Format, QuantConfig, Quantized, Scales, fp4, nf4};
 
@@ -99,4 +100,79 @@ fn tensors_quantize_and_dequantize_to_the_same_bits() {
         assert_eq!(bytes[0], bytes[1], "{name}");
     }
     assert!(missed <= 2, "{missed} codes of scales differ");
+}
+
+/// Checkpoints that transformers wrote (tools/golden/quant.py): folder, base model, format, double quantization.
+const CHECKPOINTS: [(&str, &str, &str, bool); 3] = [
+    ("llama_nf4_nested", "llama", "nf4", true),
+    ("qwen2_nf4", "qwen2", "nf4", false),
+    ("gpt2_fp4_nested", "gpt2", "fp4", true),
+];
+
+#[test]
+fn logits_of_quantized_checkpoints() {
+    let backend = Cpu::new(None).unwrap();
+    for (folder, ..) in CHECKPOINTS {
+        let dir = path(&format!("quant/{folder}"));
+        let model = Model::load(&dir, &backend, DType::F32).unwrap();
+        let golden = Golden::open(&format!("quant/{folder}/golden.safetensors"));
+        let ids = golden.ids("ids");
+        let mut batch = Batch::new();
+        batch.push(&ids, &vec![0; ids.len()]);
+        let logits = backend.to_vec::<f32>(&model.logits(&batch).unwrap()).unwrap();
+        let difference = worst(&logits, &golden.f32("logits"));
+        assert!(difference < 2e-5, "{folder}: {difference}");
+    }
+}
+
+/// What `quantize` writes is what transformers writes: the same tensors, and the same bytes but for the
+/// constants of constants, where the mean's last bit is the summation's.
+#[test]
+fn quantizing_a_folder_equals_transformers() {
+    let backend = Cpu::new(None).unwrap();
+    for (folder, base, format, double_quant) in CHECKPOINTS {
+        let output = tempfile::tempdir().unwrap();
+        let output = output.path().join("quantized");
+        let config = QuantConfig { double_quant, ..QuantConfig::new(Format::by_name(format).unwrap()) };
+        quantize(&path(base), &output, &backend, &config, DType::F32).unwrap();
+        let ours = Checkpoint::open(&output).unwrap();
+        let theirs = Checkpoint::open(&path(&format!("quant/{folder}"))).unwrap();
+        assert_eq!(ours.names().collect::<Vec<_>>(), theirs.names().collect::<Vec<_>>());
+        for name in ours.names() {
+            let (a, b) = (u8s(&backend, &ours.raw(name).unwrap()), u8s(&backend, &theirs.raw(name).unwrap()));
+            if name.contains("quant_state") {
+                let state = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+                let (mut a, mut b) = (state(&a), state(&b));
+                if double_quant {
+                    let offset = |s: &mut serde_json::Value| s["nested_offset"].take().as_f64().unwrap();
+                    let (a, b) = (offset(&mut a), offset(&mut b));
+                    assert!((a - b).abs() < 2e-7 * b, "{name}: {a} {b}");
+                }
+                assert_eq!(a, b, "{name}");
+                continue;
+            }
+            if double_quant && name.ends_with("absmax") {
+                assert_eq!(ours.info(name), theirs.info(name), "{name}");
+                continue;
+            }
+            assert_eq!(ours.info(name), theirs.info(name), "{name}");
+            assert!(a == b, "{folder}: {name} differs");
+        }
+        let config = |dir: &std::path::Path| {
+            let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+            serde_json::from_str::<serde_json::Value>(&text).unwrap()["quantization_config"].take()
+        };
+        assert_eq!(config(&output), config(&path(&format!("quant/{folder}"))), "{folder}");
+        // The written folder computes as the base does when it is quantized while it is read.
+        let quant = QuantConfig { double_quant, ..QuantConfig::new(Format::by_name(format).unwrap()) };
+        let options = LoadOptions { dtype: DType::BF16, quant: Some(quant) };
+        let mut batch = Batch::new();
+        batch.push(&[3, 4, 5, 6], &[0; 4]);
+        let logits = |model: Model| backend.to_vec::<f32>(&model.logits(&batch).unwrap()).unwrap();
+        assert_eq!(
+            logits(Model::load(&output, &backend, DType::BF16).unwrap()),
+            logits(Model::load(&path(base), &backend, options).unwrap()),
+            "{folder}"
+        );
+    }
 }

@@ -94,7 +94,7 @@ fn a_header_that_lies() {
         }
     }
     write(&integers);
-    expect(&refusal(folder.path()), &["tensor `", "I32", "expected F32, F16 or BF16"]);
+    expect(&refusal(folder.path()), &["tensor `", "I32", "expected F32, F16, BF16 or U8"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""Measures LoRA training: the `finetune` example against transformers + PEFT, on the same work in the same run.
+"""Measures LoRA and QLoRA training: the `finetune` example against transformers + PEFT (+ bitsandbytes), on the same work in the same run.
 
     cargo build --release --example finetune
     tools/get_smollm2.sh target/smollm2-f32 float32 && tools/get_smollm2.sh target/smollm2-bf16 bfloat16
@@ -36,9 +36,10 @@ LOSS_TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}
 class Case:
     dtype: str
     checkpointing: bool
+    quant: str
 
     def __str__(self) -> str:
-        return self.dtype + (" + gradient checkpointing" if self.checkpointing else "")
+        return self.dtype + ("" if self.quant == "none" else f" {self.quant}") + (" + gradient checkpointing" if self.checkpointing else "")
 
 
 @dataclass
@@ -64,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=LOSS_TOLERANCE, help="only this one")
+    parser.add_argument("--quant", nargs="+", choices=("none", "nf4", "fp4"), default=["none"], help="formats of the base")
     parser.add_argument("--peer-autocast", action="store_true", help="the peer's bf16 by autocast over f32 weights")
     parser.add_argument("--check", action="store_true", help="compare the losses by step; exit 1 where they differ")
     parser.add_argument("--json", help="write all figures here")
@@ -93,7 +95,7 @@ def read_lines(path: Path) -> list[dict]:
 def run_ours(args: argparse.Namespace, case: Case, work: Path) -> Run:
     output = work / "ours"
     command = [args.binary, "train", "--model", model(args, case), "--data", str(work / "rows.jsonl")]
-    command += ["--output", str(output), "--init-adapter", str(work / "init"), "--dtype", case.dtype]
+    command += ["--output", str(output), "--init-adapter", str(work / "init"), "--dtype", case.dtype, "--quant", case.quant]
     command += ["--max-length", args.length, "--append-eos", "false", "--no-shuffle", "--max-steps", args.steps]
     command += ["--per-device-train-batch-size", 1, "--gradient-accumulation-steps", 1]
     command += ["--learning-rate", LEARNING_RATE, "--lr-scheduler-type", "constant", "--weight-decay", 0]
@@ -108,7 +110,7 @@ def run_ours(args: argparse.Namespace, case: Case, work: Path) -> Run:
 
 def run_peer(args: argparse.Namespace, case: Case, work: Path, *extra: str) -> Run:
     command = [args.python, str(HERE / "peer_train.py"), "--model", model(args, case), "--data", str(work / "rows.jsonl")]
-    command += ["--dtype", case.dtype, "--max-length", args.length, "--max-steps", args.steps]
+    command += ["--dtype", case.dtype, "--max-length", args.length, "--max-steps", args.steps, "--quant", case.quant]
     command += ["--r", RANK, "--lora-alpha", ALPHA, "--learning-rate", LEARNING_RATE, "--threads", args.threads, *extra]
     command += ["--gradient-checkpointing"] if case.checkpointing else []
     command += ["--autocast"] if args.peer_autocast and case.dtype == "bf16" else []
@@ -169,7 +171,8 @@ def processor() -> str:
 
 def main() -> None:
     args = parse()
-    cases = [Case(d, c) for d in LOSS_TOLERANCE if args.dtype in (None, d) for c in (False, True)]
+    dtypes = [d for d in LOSS_TOLERANCE if args.dtype in (None, d)]
+    cases = [Case(d, c, q) for q in args.quant for d in dtypes for c in (False, True)]
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         if args.data:

@@ -1,4 +1,4 @@
-"""LoRA training steps with transformers + PEFT: the peer that tools/compare_training.py measures.
+"""LoRA and QLoRA training steps with transformers + PEFT (+ bitsandbytes): the peer that tools/compare_training.py measures.
 
 A plain loop, no Trainer around it: what is timed is forward, backward, clipping and AdamW. Prints a JSON line per step
 (`step`, `loss`, `grad_norm`, `tokens`, `seconds`), the columns of the `finetune` example's metrics.jsonl where they match.
@@ -10,7 +10,7 @@ import time
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, get_scheduler
 from transformers.utils import logging
 
 from rows import DTYPES, first_rows
@@ -22,6 +22,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help='JSONL of {"text"} rows, a row a step')
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
     parser.add_argument("--autocast", action="store_true", help="bf16 by torch.autocast over f32 weights")
+    parser.add_argument("--quant", choices=("none", "nf4", "fp4"), default="none", help="by bitsandbytes, with double quantization")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a row that are used")
     parser.add_argument("--max-steps", type=int, default=10)
@@ -38,7 +39,12 @@ def parse() -> argparse.Namespace:
 def load(args: argparse.Namespace) -> torch.nn.Module:
     torch.manual_seed(args.seed)
     dtype = torch.float32 if args.autocast else DTYPES[args.dtype]
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+    quant = None
+    if args.quant != "none":
+        quant = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=args.quant, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=DTYPES[args.dtype]
+        )
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, quantization_config=quant)
     model.config.use_cache = False
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

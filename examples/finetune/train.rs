@@ -42,6 +42,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             eval.examples
         }
     };
+    drop(tokenizer);
     let mut model = load_model(&args.model)?;
     model.gradient_checkpointing = args.gradient_checkpointing;
     let method = attach_method(args, &mut model)?;

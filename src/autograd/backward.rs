@@ -1,7 +1,7 @@
 //! The reverse loop: one step per recorded operation, gradients of values held no longer than needed.
 
 use super::checkpoint::Replay;
-use super::tape::{Node, Op, Tape, ValueId};
+use super::tape::{Input, Node, Op, Tape, ValueId};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -83,7 +83,7 @@ impl<'m> Tape<'m> {
         wanted: Option<ValueId>,
         replay: &dyn Replay,
     ) -> Result<Option<Tensor>> {
-        let nodes = std::mem::take(&mut self.nodes);
+        let mut nodes = std::mem::take(&mut self.nodes);
         let mut gradients = Gradients {
             backend: self.backend.clone(),
             params: self.params,
@@ -91,13 +91,20 @@ impl<'m> Tape<'m> {
             table: vec![None; self.values],
         };
         gradients.table[from.0] = seed;
-        for node in nodes.into_iter().rev() {
-            self.step(&mut gradients, node, replay)?;
+        while let Some(node) = nodes.pop() {
+            self.step(&mut gradients, node, nodes.last(), replay)?;
         }
         Ok(wanted.and_then(|id| gradients.take(id)))
     }
 
-    fn step(&self, gradients: &mut Gradients<'m>, node: Node, replay: &dyn Replay) -> Result<()> {
+    /// One operation's backward; `previous` is the one recorded before it.
+    fn step(
+        &self,
+        gradients: &mut Gradients<'m>,
+        node: Node,
+        previous: Option<&Node>,
+        replay: &dyn Replay,
+    ) -> Result<()> {
         let Node { op, inputs, output } = node;
         if let Op::LinearCrossEntropy { dx, rows, input_rows } = op {
             return ops::cross_entropy::backward(gradients, inputs, dx, rows, input_rows);
@@ -107,6 +114,14 @@ impl<'m> Tape<'m> {
         match op {
             Op::Embedding { table, ids } => ops::embedding::backward(gradients, &dy, table, &ids),
             Op::Linear { x, weight, conv1d, bias, lora } => {
+                let x = match (x, previous) {
+                    (Input::Unused, _) => None,
+                    (Input::Kept(x), _) => Some(x),
+                    (Input::FromPrevious, Some(node)) => {
+                        Some(ops::activation::again(&self.backend, &node.op)?)
+                    }
+                    (Input::FromPrevious, None) => unreachable!("recorded after an activation"),
+                };
                 let saved = ops::linear::Saved { x, weight, conv1d, bias, lora, dropout: self.dropout };
                 ops::linear::backward(gradients, inputs, dy, &saved)
             }

@@ -60,7 +60,7 @@ pub enum Op {
     Embedding { table: ParamId, ids: Tensor },
     /// `x W^T + bias`, with or without a low-rank part.
     Linear {
-        x: Option<Tensor>, // [n, in], if a parameter's gradient needs it
+        x: Input, // [n, in]
         weight: Parameter,
         conv1d: bool,
         bias: Option<ParamId>,
@@ -84,6 +84,18 @@ pub enum Op {
     LinearCrossEntropy { dx: Tensor, rows: Option<Tensor>, input_rows: usize },
     /// A decoder layer to be computed again.
     Segment { layer: usize, input: Tensor },
+}
+
+/// A linear layer's input, if a parameter's gradient needs it.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Not needed.
+    Unused,
+    /// Kept.
+    Kept(Tensor),
+    /// Made by the operation recorded just before, an activation, which is computed again: that is cheaper
+    /// than the memory.
+    FromPrevious,
 }
 
 /// What attention's backward needs.
@@ -192,6 +204,18 @@ impl<'m> Tape<'m> {
     pub(crate) fn new_id(&mut self) -> ValueId {
         self.values += 1;
         ValueId(self.values - 1)
+    }
+
+    /// How a linear layer's backward gets its input `x`.
+    pub(crate) fn input(&self, x: &Var) -> Input {
+        match self.nodes.last() {
+            Some(Node { op: Op::Gated { .. } | Op::Activation { .. }, output, .. })
+                if x.id == Some(*output) =>
+            {
+                Input::FromPrevious
+            }
+            _ => Input::Kept(x.tensor.clone()),
+        }
     }
 
     /// Wraps an operation's result; records the node if any input, or a parameter of it, needs a gradient.

@@ -148,6 +148,15 @@ impl Checkpoint {
         Ok(entries)
     }
 
+    /// Tells the system that no page of the files is needed now; those of tensors in use are read again.
+    pub fn release_pages(&self) {
+        #[cfg(unix)]
+        for (_, map) in &self.files {
+            // SAFETY: the map is private, read-only and file-backed: dropped pages come back from the file.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)

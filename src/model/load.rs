@@ -113,6 +113,10 @@ impl Builder<'_> {
             out_features: c.vocab_size,
             lora: None,
         };
+        if let Source::File { checkpoint, .. } = &self.source {
+            // Reading one tensor may have brought back pages of its neighbours that were released before.
+            checkpoint.release_pages();
+        }
         Ok(Model {
             backend: self.backend.clone(),
             dtype,

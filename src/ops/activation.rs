@@ -1,7 +1,7 @@
 //! Activation functions of the MLP, plain and gated.
 
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
-use crate::backend::Activation;
+use crate::backend::{Activation, Backend};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -26,6 +26,23 @@ impl Tape<'_> {
         self.backend.gated(&mut y, &gate.tensor, &up.tensor, activation)?;
         let (g, u) = (gate.tensor.clone(), up.tensor.clone());
         Ok(self.record(y, [gate, up], false, || Op::Gated { gate: g, up: u, activation }))
+    }
+}
+
+/// The result of an activation, computed again from what its backward keeps.
+pub(crate) fn again(backend: &Backend, op: &Op) -> Result<Tensor> {
+    match op {
+        Op::Gated { gate, up, activation } => {
+            let mut y = backend.empty(gate.shape(), gate.dtype())?;
+            backend.gated(&mut y, gate, up, *activation)?;
+            Ok(y)
+        }
+        Op::Activation { x, activation } => {
+            let mut y = backend.empty(x.shape(), x.dtype())?;
+            backend.activation(&mut y, x, *activation)?;
+            Ok(y)
+        }
+        other => unreachable!("only activations are computed again, not {other:?}"),
     }
 }
 

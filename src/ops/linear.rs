@@ -4,7 +4,7 @@
 //! `dB += dy^T h`, `dA += u^T drop(x)`, `dx += dy W + undrop(u A)`. The mask is made again from its key.
 //! Source: Hu et al., "LoRA" (arXiv 2106.09685).
 
-use crate::autograd::tape::Dropout;
+use crate::autograd::tape::{Dropout, Input};
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
@@ -79,8 +79,9 @@ impl Tape<'_> {
         let trains_weight = layer.weight.id().is_some();
         let needs_x = trains_weight || layer.lora.is_some();
         let trainable = needs_x || bias.is_some();
+        let input = if needs_x { self.input(x) } else { Input::Unused };
         Ok(self.record(y, [x], trainable, || Op::Linear {
-            x: needs_x.then(|| x.tensor.clone()),
+            x: input,
             weight: layer.weight.clone(),
             conv1d: layer.conv1d,
             bias,
