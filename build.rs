@@ -3,7 +3,7 @@
 use std::env;
 
 const SOURCES: [&str; 7] = ["attention", "cross_entropy", "elementwise", "gemm", "norm", "quant", "table"];
-const HEADERS: [&str; 6] = ["gemm_kernel", "kernels", "quant", "simd", "table", "vmath"];
+const HEADERS: [&str; 7] = ["gemm_kernel", "gemv_4bit", "kernels", "quant", "simd", "table", "vmath"];
 
 fn main() {
     for source in SOURCES {

@@ -9,7 +9,7 @@ use lowrank::adapter::config::TargetModules;
 use lowrank::adapter::lora::attach;
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::{Cpu, Isa};
-use lowrank::model::{Batch, Model, ModelConfig, ModuleKind};
+use lowrank::model::{Batch, LoadOptions, Model, ModelConfig, ModuleKind, Parameter};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use std::hint::black_box;
 use std::path::Path;
@@ -35,9 +35,9 @@ pub fn smollm2_json() -> serde_json::Value {
 }
 
 /// A model of SmolLM2-135M's shape with random weights.
-pub fn smollm2(backend: &Backend, dtype: DType) -> Model {
+pub fn smollm2(backend: &Backend, options: impl Into<LoadOptions>) -> Model {
     let config = ModelConfig::from_json(Path::new("config.json"), &smollm2_json()).unwrap();
-    Model::random(config, backend, dtype, 1).unwrap()
+    Model::random(config, backend, options, 1).unwrap()
 }
 
 /// Puts LoRA of rank 16 on all linear layers.
@@ -97,6 +97,15 @@ pub fn read_bandwidth() -> f64 {
 pub fn matrix_elements(model: &Model) -> usize {
     let linear = |kind| matches!(kind, ModuleKind::Linear | ModuleKind::Conv1d);
     model.modules().iter().filter(|m| linear(m.kind)).map(|m| m.in_features * m.out_features).sum()
+}
+
+/// Bytes of the matrices that every token is multiplied with, the head included.
+pub fn matrix_bytes(model: &mut Model) -> usize {
+    let bytes = |weight: &Parameter| match weight {
+        Parameter::Frozen(weight) => weight.bytes(),
+        Parameter::Trainable(_) => 0,
+    };
+    model.linears_mut().iter().map(|l| bytes(&l.weight)).sum()
 }
 
 /// Scores and weighted sums of causal attention over one sequence, in operations.

@@ -195,6 +195,10 @@ impl Kernels for Cpu {
         &self.arena
     }
 
+    fn enter(&self, job: &mut (dyn FnMut() + Send)) {
+        self.pool.install(job);
+    }
+
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let bytes = shape.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
         let bytes = bytes.ok_or_else(|| Error::shape("tensor", format!("{shape:?} is too large")))?;
