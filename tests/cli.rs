@@ -312,7 +312,7 @@ fn bad_input_is_one_clear_line() {
         fail(&[&["train", "--model", &model, "--data", &train_data, "--output", &output][..], more].concat())
     };
     expect(&train(&["--target-modules", "q_prj"]), &["`q_prj`", "did you mean `q_proj`?"]);
-    expect(&train(&["--quant", "nf4"]), &["--quant", "`nf4`"]);
+    expect(&train(&["--quant", "nf5"]), &["`quant`", "`nf5`", "nf4, fp4"]);
     expect(&train(&["--device", "cuda"]), &["--device", "`cuda`"]);
     expect(&train(&["--optim", "lion"]), &["--optim", "`lion`"]);
     expect(&train(&["--lr-scheduler-type", "wavy"]), &["lr_scheduler_type", "`wavy`"]);
