@@ -2,7 +2,8 @@
 
 use std::env;
 
-const SOURCES: [&str; 7] = ["attention", "cross_entropy", "elementwise", "gemm", "norm", "quant", "table"];
+const SOURCES: [&str; 8] =
+    ["attention", "cross_entropy", "elementwise", "gemm", "norm", "optimizer", "quant", "table"];
 const HEADERS: [&str; 7] = ["gemm_kernel", "gemv_4bit", "kernels", "quant", "simd", "table", "vmath"];
 
 fn main() {

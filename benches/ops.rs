@@ -7,7 +7,9 @@ mod common;
 use common::{peak_flops, read_bandwidth};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use lowrank::backend::cpu::Cpu;
-use lowrank::backend::{Activation, AdamW, AttentionShape, Backend, RopeShape, Sequence};
+use lowrank::backend::{
+    Activation, AttentionShape, Backend, Moments8bit, OptimizerStep, RopeShape, Sequence,
+};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use lowrank::{DType, Tensor};
 use std::time::Duration;
@@ -152,7 +154,7 @@ impl Bench<'_, '_> {
         let n = 4_884_480; // rank 16 on all linear layers
         let [mut p, g, mut m] = [(); 3].map(|()| self.tensor(&[n], DType::F32));
         let mut v = backend.zeros(&[n], DType::F32).unwrap();
-        let step = AdamW {
+        let step = OptimizerStep {
             learning_rate: 1e-4,
             beta1: 0.9,
             beta2: 0.999,
@@ -165,6 +167,15 @@ impl Bench<'_, '_> {
         self.streaming("adamw", 7 * p.bytes(), || {
             backend.adamw(&mut p, &g, &mut m, &mut v, &step).unwrap();
         });
+        let codes = || backend.zeros(&[n], DType::U8).unwrap();
+        let absmax = || backend.zeros(&[n.div_ceil(256)], DType::F32).unwrap();
+        let (mut mc, mut vc, mut m_absmax, mut v_absmax) = (codes(), codes(), absmax(), absmax());
+        self.streaming("adamw_8bit", 3 * p.bytes() + 4 * n, || {
+            let mut moments =
+                Moments8bit { m: &mut mc, v: &mut vc, m_absmax: &mut m_absmax, v_absmax: &mut v_absmax };
+            backend.adamw_8bit(&mut p, &g, &mut moments, &step).unwrap();
+        });
+        self.streaming("lion", 5 * p.bytes(), || backend.lion(&mut p, &g, &mut m, &step).unwrap());
         self.streaming("sum_squares", g.bytes(), || {
             backend.sum_squares(&g).unwrap();
         });

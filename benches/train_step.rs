@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lowrank::DType;
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
-use lowrank::optim::{AdamWArguments, AdamWState};
+use lowrank::optim::{Optimizer, OptimizerArguments};
 
 const TOKENS: usize = 512;
 
@@ -26,7 +26,10 @@ fn train_step(criterion: &mut Criterion) {
         let backend = Cpu::new(None).unwrap();
         let mut model = smollm2(&backend, dtype);
         adapt(&mut model);
-        let mut optimizer = AdamWState::new(&backend, &model.params).unwrap();
+        let mut optimizer = {
+            let arguments = OptimizerArguments::default();
+            Optimizer::new(&backend, &model.params, arguments, &std::env::temp_dir()).unwrap()
+        };
         let batch = sequence(TOKENS, model.config.vocab_size);
         let peak = peak_flops(dtype);
         for gradient_checkpointing in [false, true] {
@@ -36,8 +39,7 @@ fn train_step(criterion: &mut Criterion) {
                 model.params.zero_grads().unwrap();
                 model.train_step(&batch, 1.0 / TOKENS as f32, None).unwrap();
                 backend.sum_squares(model.params.grads().unwrap()).unwrap();
-                let arguments = AdamWArguments::default();
-                optimizer.step(&backend, &mut model.params, &arguments, 1e-4, 1.0).unwrap();
+                optimizer.step(&backend, &mut model.params, 1e-4, 1.0).unwrap();
             });
             let Some(seconds) = seconds else { continue };
             let flops = step_flops(&model) / seconds;

@@ -1,4 +1,4 @@
-// Operations on elements by themselves: activations, rotary embedding, dropout, addition, conversion, AdamW.
+// Operations on elements by themselves: activations, rotary embedding, dropout, addition, conversion.
 #include "table.h"
 #include "vmath.h"
 
@@ -173,22 +173,6 @@ static void dropout(void *y, const void *x, size_t n, uint64_t first_element, fl
     }
 }
 
-static void adamw(float *p, const float *g, float *m, float *v, size_t n, const struct adamw_args *step) {
-    const int type = TYPE_F32;
-    vf b1 = vf_set1(step->beta1), b2 = vf_set1(step->beta2);
-    vf c1 = vf_set1(step->one_minus_beta1), c2 = vf_set1(step->one_minus_beta2);
-    FOR_PARTS(i, n) {
-        vf gi = vf_mul(GET(g), vf_set1(step->grad_scale));
-        vf pi = vf_mul(GET(p), vf_set1(step->decay));
-        vf mi = vf_fma(b1, GET(m), vf_mul(c1, gi));
-        vf vi_ = vf_fma(b2, GET(v), vf_mul(vf_mul(c2, gi), gi));
-        vf denominator = vf_add(vf_div(vf_sqrt(vi_), vf_set1(step->bias_correction2_sqrt)), vf_set1(step->epsilon));
-        PUT(p, vf_fma(vf_neg(vf_set1(step->step_size)), vf_div(mi, denominator), pi));
-        PUT(m, mi);
-        PUT(v, vi_);
-    }
-}
-
 void TABLE_FN(elementwise)(struct kernel_table *table) {
     table->activation = activation;
     table->activation_backward = activation_backward;
@@ -199,5 +183,4 @@ void TABLE_FN(elementwise)(struct kernel_table *table) {
     table->cast = cast;
     table->rope = rope;
     table->dropout = dropout;
-    table->adamw = adamw;
 }

@@ -92,13 +92,22 @@ struct rope_args {
     int32_t type, interleaved, inverse;
 };
 
-// Constants of one AdamW step, derived in double precision; see AdamW in Rust.
+// Constants of one optimizer step, derived in double precision; see AdamW in Rust.
 struct adamw_args {
     float grad_scale;
     float decay; // 1 - learning_rate * weight_decay
     float beta1, one_minus_beta1, beta2, one_minus_beta2;
     float bias_correction2_sqrt, epsilon;
-    float step_size; // learning_rate / bias_correction1
+    float step_size; // learning_rate / bias_correction1; without a correction the learning rate
+    float weight_decay;
+};
+
+// Moments in eight bits: codes [n] and a constant for each 256 of them, by ascending maps of 256 numbers with the 255
+// midpoints between them. m's map is signed, v's begins at zero.
+struct moments_8bit {
+    uint8_t *m, *v;
+    float *m_absmax, *v_absmax;
+    const float *m_map, *m_midpoints, *v_map, *v_midpoints;
 };
 
 // The functions that fill an instruction set's table.
@@ -183,6 +192,11 @@ struct kernel_table {
     // Sum of squares of at most 4096 floats by 16 lanes.
     float (*sum_squares)(const float *x, size_t n);
     void (*adamw)(float *p, const float *g, float *m, float *v, size_t n, const struct adamw_args *step);
+    // Blocks [first, last) of 256 elements; the last may be shorter.
+    void (*adamw_8bit)(float *p, const float *g, const struct moments_8bit *moments, size_t n, size_t first,
+                       size_t last, const struct adamw_args *step);
+    void (*lion)(float *p, const float *g, float *m, size_t n, const struct adamw_args *step);
+    void (*sgd)(float *p, const float *g, size_t n, const struct adamw_args *step);
     // Runs `steps` rounds of independent fused multiply-adds (or bf16 dot products); returns the operations
     // done, for measuring the machine's peak.
     double (*peak)(size_t steps, int32_t bf16, float *sink);

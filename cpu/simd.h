@@ -94,6 +94,8 @@ INLINE vm vi_gt(vi a, vi b) { return _mm512_cmpgt_epi32_mask(a, b); }
 INLINE vi vi_select(vm m, vi a, vi b) { return _mm512_mask_blend_epi32(m, b, a); }
 INLINE vi vf_as_vi(vf a) { return _mm512_castps_si512(a); }
 INLINE vf vi_as_vf(vi a) { return _mm512_castsi512_ps(a); }
+// table[index], sixteen at once.
+INLINE vf vf_gather(const float *table, vi index) { return _mm512_i32gather_ps(index, table, 4); }
 INLINE vi vf_round(vf a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf vi_to_vf(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vi vi_load_u16(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
@@ -177,6 +179,7 @@ INLINE vm vi_gt(vi x, vi y) {
     return PAIR(vm, _mm256_castsi256_ps(m.a), _mm256_castsi256_ps(m.b));
 }
 INLINE vi vi_select(vm m, vi x, vi y) { return vf_as_vi(vf_select(m, vi_as_vf(x), vi_as_vf(y))); }
+INLINE vf vf_gather(const float *t, vi i) { return PAIR(vf, _mm256_i32gather_ps(t, i.a, 4), _mm256_i32gather_ps(t, i.b, 4)); }
 INLINE vi vf_round(vf x) { return PAIR(vi, _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
 INLINE vf vi_to_vf(vi x) { return PAIR(vf, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
 INLINE vi vi_load_u16(const uint16_t *p) {
@@ -247,6 +250,7 @@ INLINE vm vi_gt(vi a, vi b) { MAP(vm, a.v[i] > b.v[i]); }
 INLINE vi vi_select(vm m, vi a, vi b) { MAP(vi, m.v[i] ? a.v[i] : b.v[i]); }
 INLINE vi vf_as_vi(vf a) { MAP(vi, (int32_t)float_as_bits(a.v[i])); }
 INLINE vf vi_as_vf(vi a) { MAP(vf, bits_as_float((uint32_t)a.v[i])); }
+INLINE vf vf_gather(const float *table, vi index) { MAP(vf, table[index.v[i]]); }
 // Outside the range of int32, and for NaN, the instruction gives INT32_MIN.
 INLINE vi vf_round(vf a) { MAP(vi, fabsf(a.v[i]) < 2147483648.0f ? (int32_t)rintf(a.v[i]) : INT32_MIN); }
 INLINE vf vi_to_vf(vi a) { MAP(vf, (float)a.v[i]); }

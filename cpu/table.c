@@ -11,5 +11,6 @@ void JOIN(lowrank, _table, ISA)(struct kernel_table *table) {
     TABLE_FN(norm)(table);
     TABLE_FN(elementwise)(table);
     TABLE_FN(cross_entropy)(table);
+    TABLE_FN(optimizer)(table);
     TABLE_FN(quant)(table);
 }

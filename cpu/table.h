@@ -23,6 +23,7 @@ void TABLE_FN(attention)(struct kernel_table *table);
 void TABLE_FN(norm)(struct kernel_table *table);
 void TABLE_FN(elementwise)(struct kernel_table *table);
 void TABLE_FN(cross_entropy)(struct kernel_table *table);
+void TABLE_FN(optimizer)(struct kernel_table *table);
 void TABLE_FN(quant)(struct kernel_table *table);
 
 #endif

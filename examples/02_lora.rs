@@ -4,7 +4,7 @@
 use lowrank::adapter::{LoraConfig, TargetModules, io::save_adapter, lora::attach};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::{Batch, Model};
-use lowrank::optim::{AdamWArguments, AdamWState, clip_scale};
+use lowrank::optim::{Optimizer, OptimizerArguments, clip_scale};
 use lowrank::{DType, Result};
 use std::path::Path;
 
@@ -31,7 +31,8 @@ fn main() -> Result<()> {
     let mut batch = Batch::new();
     batch.push(&ids, &labels);
 
-    let mut optimizer = AdamWState::new(&backend, &model.params)?;
+    let mut optimizer =
+        Optimizer::new(&backend, &model.params, OptimizerArguments::default(), Path::new(output))?;
     for step in 1..=20 {
         model.params.zero_grads()?;
         let losses =
@@ -40,8 +41,7 @@ fn main() -> Result<()> {
             Some(grads) => backend.sum_squares(grads)?.sqrt(),
             None => 0.0,
         };
-        let arguments = AdamWArguments::default();
-        optimizer.step(&backend, &mut model.params, &arguments, 5e-3, clip_scale(norm, Some(1.0)))?;
+        optimizer.step(&backend, &mut model.params, 5e-3, clip_scale(norm, Some(1.0)))?;
         println!("step {step}: loss {:.4}", losses.iter().sum::<f32>() / losses.len() as f32);
     }
     save_adapter(&model, &config, Path::new(output))

@@ -9,7 +9,7 @@
 //! 4. [`model`]: `config.json` and safetensors become a [`model::Model`].
 //! 5. [`adapter`]: LoRA in PEFT's terms: settings, targets, files, merging.
 //! 6. [`data`]: rows become tokens with labels, and micro-batches in a reproducible order.
-//! 7. [`optim`] and [`train`]: AdamW, schedules, the loop with its checkpoints. [`mod@generate`]: text again.
+//! 7. [`optim`] and [`train`]: optimizers, schedules, the loop with its checkpoints. [`mod@generate`]: text again.
 //!
 //! ```no_run
 //! use lowrank::{DType, adapter::{LoraConfig, lora::attach}, backend::cpu::Cpu, model::Model};

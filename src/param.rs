@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Slices start at multiples of this many elements, so that every view is aligned in f32 and bf16.
-const SLICE_ALIGNMENT: usize = 32;
+/// Slices start at multiples of this many elements, so that every view is aligned in f32 and bf16, and a block
+/// of moments in eight bits never holds two parameters.
+pub const SLICE_ALIGNMENT: usize = 256;
 
 /// One parameter of a [`ParamStore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@
 use crate::arena::{Arena, Block};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapRaw};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -51,6 +51,8 @@ pub enum Storage {
     Host(Block),
     /// A read-only memory-mapped file, as checkpoints are.
     Mapped(Arc<Mmap>),
+    /// A memory-mapped file that is written: pages of optimizer state that memory has no room for.
+    Paged(Arc<MmapRaw>),
 }
 
 /// A contiguous row-major tensor.
@@ -103,6 +105,28 @@ impl Tensor {
         Ok(Tensor { storage: Arc::new(Storage::Mapped(map)), offset: bytes.start, shape, dtype })
     }
 
+    /// A tensor over a file that is mapped for writing, from a byte offset that is a multiple of the type's
+    /// size. Nobody else may write there.
+    ///
+    /// # Errors
+    /// When it does not lie in the file.
+    pub(crate) fn from_paged(
+        map: Arc<MmapRaw>,
+        offset: usize,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Self> {
+        let shape = Shape::new(shape);
+        let bytes = shape.elements() * dtype.size();
+        if !offset.is_multiple_of(dtype.size()) || offset + bytes > map.len() {
+            return Err(Error::shape(
+                "tensor",
+                format!("{shape:?} {dtype} at byte {offset} of a file of {}", map.len()),
+            ));
+        }
+        Ok(Tensor { storage: Arc::new(Storage::Paged(map)), offset, shape, dtype })
+    }
+
     /// Dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         self.shape.dims()
@@ -151,11 +175,29 @@ impl Tensor {
     /// Tells the system that the pages of a mapped tensor are not needed soon; they are read again on use.
     pub fn release_pages(&self) {
         #[cfg(unix)]
-        if let Storage::Mapped(map) = &*self.storage {
-            // SAFETY: the map is private, read-only and file-backed: dropped pages come back from the file.
-            let _ = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.offset, self.bytes())
-            };
+        match &*self.storage {
+            Storage::Host(_) => {}
+            Storage::Mapped(map) => {
+                // SAFETY: the map is read-only and file-backed: dropped pages come back from the file.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.offset, self.bytes())
+                };
+            }
+            Storage::Paged(map) => {
+                let _ = map.flush_async_range(self.offset, self.bytes());
+                // SAFETY: the map is shared and file-backed: what was written is the file's before the pages go.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.offset, self.bytes())
+                };
+            }
+        }
+    }
+
+    /// Asks the system to bring a paged tensor into memory, without waiting.
+    pub fn fetch_pages(&self) {
+        #[cfg(unix)]
+        if let Storage::Paged(map) = &*self.storage {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, self.offset, self.bytes());
         }
     }
 
@@ -220,6 +262,7 @@ impl Tensor {
         let base = match &*self.storage {
             Storage::Host(block) => block.pointer().as_ptr().cast_const(),
             Storage::Mapped(map) => map.as_ptr(),
+            Storage::Paged(map) => map.as_ptr(),
         };
         // SAFETY: every constructor checked that offset and length stay within the storage.
         unsafe { base.add(self.offset) }
@@ -233,6 +276,8 @@ impl Tensor {
         match &*self.storage {
             // SAFETY: every constructor checked that offset and length stay within the storage.
             Storage::Host(block) => Ok(unsafe { block.pointer().as_ptr().add(self.offset) }),
+            // SAFETY: as above; the map is made for writing.
+            Storage::Paged(map) => Ok(unsafe { map.as_mut_ptr().add(self.offset) }),
             Storage::Mapped(_) => Err(Error::shape("write", "a tensor of a memory-mapped file is read-only")),
         }
     }

@@ -7,19 +7,19 @@ use common::training::{Step, Trained, bits, joined, sequences, trainable};
 use lowrank::DType;
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::{Cpu, Isa};
-use lowrank::optim::{AdamWArguments, AdamWState, clip_scale};
+use lowrank::optim::{Optimizer, OptimizerArguments, clip_scale};
 
 /// Two steps, the second on the parameters that the first left.
 fn train(family: &str, backend: &Backend, dtype: DType, trained: Trained) -> (Step, Step, Vec<u32>) {
     let mut model = trainable(family, backend, dtype, trained);
     let lengths: &[usize] = if family == "llama_rope_scaling" { &[131, 20] } else { &[9, 24, 1, 17] };
     let batch = [joined(&sequences(lengths))];
-    let mut optimizer = AdamWState::new(backend, &model.params).unwrap();
+    let arguments = OptimizerArguments { weight_decay: 0.1, ..OptimizerArguments::default() };
+    let mut optimizer = Optimizer::new(backend, &model.params, arguments, &std::env::temp_dir()).unwrap();
     let first = Step::run(&mut model, &batch);
     let norm = backend.sum_squares(model.params.grads().unwrap()).unwrap().sqrt();
     let scale = clip_scale(norm, Some(0.5));
-    let arguments = AdamWArguments { weight_decay: 0.1, ..AdamWArguments::default() };
-    optimizer.step(backend, &mut model.params, &arguments, 1e-2, scale).unwrap();
+    optimizer.step(backend, &mut model.params, 1e-2, scale).unwrap();
     let values = bits(&backend.to_vec(model.params.values()).unwrap());
     (first, Step::run(&mut model, &batch), values)
 }

@@ -314,7 +314,8 @@ fn bad_input_is_one_clear_line() {
     expect(&train(&["--target-modules", "q_prj"]), &["`q_prj`", "did you mean `q_proj`?"]);
     expect(&train(&["--quant", "nf5"]), &["`quant`", "`nf5`", "nf4, fp4"]);
     expect(&train(&["--device", "cuda"]), &["--device", "`cuda`"]);
-    expect(&train(&["--optim", "lion"]), &["--optim", "`lion`"]);
+    expect(&train(&["--optim", "adafactor"]), &["optim", "`adafactor`", "paged_adamw_32bit"]);
+    expect(&train(&["--optimizer-memory", "1MB"]), &["optimizer_memory", "paged_adamw_32bit"]);
     expect(&train(&["--lr-scheduler-type", "wavy"]), &["lr_scheduler_type", "`wavy`"]);
     expect(&train(&["--early-stopping-patience", "2"]), &["early_stopping_patience"]);
     expect(&train(&["--per-device-train-batch-size", "0"]), &["per_device_train_batch_size"]);

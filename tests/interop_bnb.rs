@@ -9,7 +9,7 @@ use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::quantize::quantize;
 use lowrank::model::{Batch, Checkpoint, LoadOptions, Model};
-use lowrank::quant::double_quant::dynamic_map;
+use lowrank::quant::dynamic_map::DynamicMap;
 use lowrank::quant::{Format, QuantConfig, Quantized, Scales, fp4, nf4};
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -25,7 +25,7 @@ fn levels_and_the_dynamic_map() {
     let golden = Golden::open("quant/tensors.safetensors");
     assert_eq!(bits(&nf4::LEVELS), bits(&golden.f32("levels.nf4")));
     assert_eq!(bits(&fp4::LEVELS), bits(&golden.f32("levels.fp4")));
-    assert_eq!(bits(dynamic_map()), bits(&golden.f32("map.signed")));
+    assert_eq!(bits(&DynamicMap::signed().levels), bits(&golden.f32("map.signed")));
 }
 
 /// Name, format and block size of the golden tensors (tools/golden/quant.py).

@@ -10,7 +10,7 @@ use lowrank::backend::cpu::Cpu;
 use lowrank::data::Example;
 use lowrank::data::loader::{Loader, LoaderConfig};
 use lowrank::model::{Checkpoint, Model};
-use lowrank::optim::{AdamWArguments, Schedule};
+use lowrank::optim::{OptimizerArguments, Schedule};
 use lowrank::train::{Event, Method, Trainer, TrainingArguments};
 use serde_json::Value;
 use std::sync::atomic::AtomicBool;
@@ -52,11 +52,12 @@ fn ten_steps_equal_the_trainer_of_transformers() {
         learning_rate: number("learning_rate"),
         lr_scheduler_type: settings["lr_scheduler_type"].as_str().unwrap().parse().unwrap(),
         warmup_steps: number("warmup_steps"),
-        adamw: AdamWArguments {
+        optimizer: OptimizerArguments {
             adam_beta1: number("adam_beta1"),
             adam_beta2: number("adam_beta2"),
             adam_epsilon: number("adam_epsilon"),
             weight_decay: number("weight_decay"),
+            ..OptimizerArguments::default()
         },
         max_grad_norm: Some(number("max_grad_norm")),
         max_steps: Some(number("max_steps") as usize),

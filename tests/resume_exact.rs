@@ -41,6 +41,7 @@ fn arguments() -> TrainingArguments {
 /// A run of ten steps with dropout, accumulation and shuffling; `stop_after` asks it to stop there.
 fn run(
     method: &str,
+    optim: &str,
     dtype: DType,
     output: &Path,
     resume: Option<&Path>,
@@ -62,7 +63,10 @@ fn run(
         ..LoaderConfig::default()
     };
     let loader = Loader::new(examples(), loader_config, 7)?;
-    let mut trainer = Trainer::new(&mut model, method, arguments(), loader, Vec::new(), output)?;
+    let mut arguments = arguments();
+    arguments.optimizer.optim = optim.parse()?;
+    arguments.optimizer.optimizer_memory = optim.starts_with("paged").then_some(0);
+    let mut trainer = Trainer::new(&mut model, method, arguments, loader, Vec::new(), output)?;
     if let Some(checkpoint) = resume {
         trainer.resume(checkpoint)?;
     }
@@ -92,33 +96,58 @@ fn metrics(output: &Path) -> Vec<Value> {
 
 #[test]
 fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
-    for (method, dtype) in
-        [("lora", DType::F32), ("lora", DType::BF16), ("full", DType::F32), ("full", DType::BF16)]
-    {
+    for (method, optim, dtype) in [
+        ("lora", "adamw_torch", DType::F32),
+        ("lora", "adamw_torch", DType::BF16),
+        ("full", "adamw_torch", DType::F32),
+        ("full", "paged_adamw_32bit", DType::BF16),
+        ("full", "paged_adamw_8bit", DType::F32),
+        ("lora", "adamw_8bit", DType::BF16),
+        ("lora", "lion_32bit", DType::F32),
+        ("lora", "sgd", DType::F32),
+    ] {
         let straight = tempfile::tempdir().unwrap();
-        run(method, dtype, straight.path(), None, None).unwrap();
+        run(method, optim, dtype, straight.path(), None, None).unwrap();
         let parts = tempfile::tempdir().unwrap();
-        let stopped = run(method, dtype, parts.path(), None, Some(3)).unwrap_err();
+        let stopped = run(method, optim, dtype, parts.path(), None, Some(3)).unwrap_err();
         assert!(matches!(stopped, Error::Interrupted(_)), "{stopped}");
         let checkpoint = latest_checkpoint(parts.path()).unwrap();
         assert!(checkpoint.ends_with("checkpoint-3"));
-        run(method, dtype, parts.path(), Some(&checkpoint), None).unwrap();
-        assert_eq!(metrics(straight.path()), metrics(parts.path()), "{method} {dtype}");
+        run(method, optim, dtype, parts.path(), Some(&checkpoint), None).unwrap();
+        assert_eq!(metrics(straight.path()), metrics(parts.path()), "{method} {optim} {dtype}");
         let trained = if method == "lora" { "adapter_model.safetensors" } else { "model.safetensors" };
         for file in [trained, "checkpoint-10/optimizer.safetensors", "checkpoint-10/trainer_state.json"] {
             let (a, b) = (straight.path().join(file), parts.path().join(file));
             assert!(
                 std::fs::read(a).unwrap() == std::fs::read(b).unwrap(),
-                "{method} {dtype}: {file} differs"
+                "{method} {optim} {dtype}: {file} differs"
             );
         }
     }
 }
 
 #[test]
+fn where_the_optimizer_keeps_its_state_changes_no_bits() {
+    let adapter = |optim: &str, from: Option<&Path>| {
+        let output = tempfile::tempdir().unwrap();
+        run("lora", optim, DType::F32, output.path(), from, None).unwrap();
+        (std::fs::read(output.path().join("adapter_model.safetensors")).unwrap(), output)
+    };
+    let (resident, output) = adapter("adamw_torch", None);
+    let (paged, _) = adapter("paged_adamw_32bit", None);
+    let (resumed, _) = adapter("paged_adamw_32bit", Some(&output.path().join("checkpoint-5")));
+    let (other, _) = adapter("adamw_8bit", None);
+    assert!(resident == paged && resident == resumed);
+    assert!(resident != other, "eight bits change something");
+    let refused =
+        run("lora", "lion", DType::F32, output.path(), Some(&output.path().join("checkpoint-5")), None);
+    assert!(refused.unwrap_err().to_string().contains("optim"));
+}
+
+#[test]
 fn lines_and_folders_of_a_killed_run_do_not_survive_resuming() {
     let output = tempfile::tempdir().unwrap();
-    run("lora", DType::F32, output.path(), None, Some(5)).unwrap_err();
+    run("lora", "adamw_torch", DType::F32, output.path(), None, Some(5)).unwrap_err();
     let metrics_file = output.path().join("metrics.jsonl");
     let whole = std::fs::read_to_string(&metrics_file).unwrap();
     std::fs::write(&metrics_file, format!("{whole}{{\"step\":6,\"loss\":1.0}}\n{{\"step\":7,\"lo")).unwrap();
@@ -126,7 +155,7 @@ fn lines_and_folders_of_a_killed_run_do_not_survive_resuming() {
     std::fs::create_dir_all(output.path().join("checkpoint-9")).unwrap();
     let checkpoint = latest_checkpoint(output.path()).unwrap();
     assert!(checkpoint.ends_with("checkpoint-5"), "{}", checkpoint.display());
-    run("lora", DType::F32, output.path(), Some(&checkpoint), None).unwrap();
+    run("lora", "adamw_torch", DType::F32, output.path(), Some(&checkpoint), None).unwrap();
     let steps: Vec<u64> = metrics(output.path()).iter().map(|v| v["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=10).collect::<Vec<_>>());
 }
@@ -134,22 +163,36 @@ fn lines_and_folders_of_a_killed_run_do_not_survive_resuming() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let output = tempfile::tempdir().unwrap();
-    run("lora", DType::F32, output.path(), None, None).unwrap();
+    run("lora", "adamw_torch", DType::F32, output.path(), None, None).unwrap();
     let state = output.path().join("checkpoint-5/trainer_state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     std::fs::write(&state, text.replace("\"learning_rate\": 0.01", "\"learning_rate\": 0.02")).unwrap();
-    let error =
-        run("lora", DType::F32, output.path(), Some(&output.path().join("checkpoint-5")), None).unwrap_err();
+    let error = run(
+        "lora",
+        "adamw_torch",
+        DType::F32,
+        output.path(),
+        Some(&output.path().join("checkpoint-5")),
+        None,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("learning_rate"), "{error}");
-    let error =
-        run("lora", DType::F32, output.path(), Some(&output.path().join("checkpoint-7")), None).unwrap_err();
+    let error = run(
+        "lora",
+        "adamw_torch",
+        DType::F32,
+        output.path(),
+        Some(&output.path().join("checkpoint-7")),
+        None,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("checkpoint-7"), "{error}");
 }
 
 #[test]
 fn a_loss_that_is_not_finite_names_step_and_checkpoint() {
     let output = tempfile::tempdir().unwrap();
-    run("lora", DType::F32, output.path(), None, Some(5)).unwrap_err();
+    run("lora", "adamw_torch", DType::F32, output.path(), None, Some(5)).unwrap_err();
     let backend = Cpu::new(None).unwrap();
     let mut model = Model::load(&path("llama"), &backend, DType::F32).unwrap();
     let mut config = LoraConfig::default();

@@ -7,6 +7,8 @@ Everything follows from fixed seeds and one thread, so a second run writes the s
     tests/golden/MODEL/           config.json, model.safetensors, and golden.safetensors: its inputs, logits, loss, greedy tokens
     tests/golden/MODEL/ADAPTER/   an adapter as PEFT saves it, and its golden.safetensors
     tests/golden/training/        ten steps of the Trainer: settings.json, data.jsonl, the first and the last adapter
+    tests/golden/quant/           tensors and models in bitsandbytes' four bits
+    tests/golden/optimizers/      steps of PyTorch's and bitsandbytes' optimizers
     tests/golden/schedules.json   learning rates by step
     tests/golden/targets.json     which modules PEFT picks, and with which rank and scaling
 """
@@ -24,7 +26,7 @@ import peft
 import torch
 import transformers
 
-from golden import adapters, models, quant, schedules, targets, training
+from golden import adapters, models, optimizers, quant, schedules, targets, training
 
 VERSIONS = {"torch": (torch, "2.15.0"), "transformers": (transformers, "5.23.0"), "peft": (peft, "0.21.2")}
 MAX_FILE, MAX_TOTAL = 256 * 1024, 4 * 1024 * 1024
@@ -59,6 +61,7 @@ def main() -> None:
     schedules.make(ROOT / "schedules.json")
     targets.make(ROOT / "targets.json", ROOT)
     quant.make(ROOT / "quant", ROOT)
+    optimizers.make(ROOT / "optimizers")
     check_sizes()
 
 

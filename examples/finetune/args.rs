@@ -1,5 +1,6 @@
 //! The command line, in the names of PEFT and of Hugging Face's training arguments.
 
+use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::DType;
 use std::path::PathBuf;
@@ -212,9 +213,12 @@ pub struct TrainArgs {
     pub adam_beta2: f64,
     #[arg(long, default_value_t = 1e-8, help_heading = "Optimizer")]
     pub adam_epsilon: f64,
-    /// Optimizer: adamw_torch
+    /// adamw_torch, adamw_8bit, lion_32bit, sgd; paged_adamw_32bit, paged_adamw_8bit, paged_lion_32bit
     #[arg(long, default_value = "adamw_torch", help_heading = "Optimizer")]
     pub optim: String,
+    /// Memory that a paged optimizer's state may take (such as 64MB); the rest is in a file
+    #[arg(long, value_name = "SIZE", help_heading = "Optimizer")]
+    pub optimizer_memory: Option<ByteSize>,
 
     /// Sequences per micro-batch
     #[arg(long, default_value_t = 4, help_heading = "Run")]

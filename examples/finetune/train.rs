@@ -10,7 +10,7 @@ use lowrank::data::{
     ChatTemplate, Dataset, DatasetOptions, Loader, LoaderConfig, Marking, Tokenizer, preview,
 };
 use lowrank::model::{Model, ModelConfig};
-use lowrank::optim::AdamWArguments;
+use lowrank::optim::{Optim, OptimizerArguments};
 use lowrank::train::{Interval, Method, Trainer, TrainingArguments, latest_checkpoint};
 use lowrank::{Error, Result};
 use std::io::IsTerminal;
@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn run(args: &TrainArgs) -> Result<()> {
-    check_supported(args)?;
+    open_backend(&args.model)?;
+    args.optim.parse::<Optim>()?;
     let tokenizer = Tokenizer::load(&args.model.model)?;
     let config = ModelConfig::load(&args.model.model)?;
     let data = load_data(&args.data, &args.model, &args.text, &tokenizer, &config)?;
@@ -105,17 +106,6 @@ pub fn load_data(
     Dataset::load(path, tokenizer, &template, &options)
 }
 
-fn check_supported(args: &TrainArgs) -> Result<()> {
-    if args.optim != "adamw_torch" {
-        return Err(Error::config(
-            "train",
-            "--optim",
-            format!("`{}` is not supported; supported: adamw_torch", args.optim),
-        ));
-    }
-    open_backend(&args.model).map(|_| ())
-}
-
 /// Puts what is trained on the model.
 pub fn attach_method(args: &TrainArgs, model: &mut Model) -> Result<Method> {
     if let Some(dir) = &args.init_adapter {
@@ -175,11 +165,13 @@ pub fn training_arguments(args: &TrainArgs, has_eval: bool) -> Result<TrainingAr
         learning_rate: args.learning_rate,
         lr_scheduler_type: args.lr_scheduler_type.parse()?,
         warmup_steps: args.warmup_steps,
-        adamw: AdamWArguments {
+        optimizer: OptimizerArguments {
+            optim: args.optim.parse()?,
             adam_beta1: args.adam_beta1,
             adam_beta2: args.adam_beta2,
             adam_epsilon: args.adam_epsilon,
             weight_decay: args.weight_decay,
+            optimizer_memory: args.optimizer_memory.map(|bytes| bytes.as_u64() as usize),
         },
         max_grad_norm: (args.max_grad_norm > 0.0).then_some(args.max_grad_norm),
         num_train_epochs: args.num_train_epochs,

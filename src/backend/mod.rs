@@ -177,15 +177,13 @@ pub enum Activation {
     Relu,
 }
 
-/// Hyper-parameters of one AdamW step, in PyTorch's order of operations: decay first, then the update.
+/// Hyper-parameters of one optimizer step; the gradient `g` is first multiplied by `grad_scale` (clipping).
 ///
-/// `p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
-/// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`, with `g` first multiplied by `grad_scale`
-/// (clipping). The constants `1 - lr wd`, `1 - b1`, `1 - b2` and `lr / (1 - b1^t)` are computed in f64 and
-/// rounded to f32; the elements' arithmetic is f32, `m`, `v` and `p` by fused multiply-adds.
+/// The constants `1 - lr wd`, `1 - b1`, `1 - b2` and `lr / (1 - b1^t)` are computed in f64 and rounded to f32;
+/// the elements' arithmetic is f32, sums of products by fused multiply-adds.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
-pub struct AdamW {
+pub struct OptimizerStep {
     pub learning_rate: f64,
     pub beta1: f64,
     pub beta2: f64,
@@ -196,6 +194,21 @@ pub struct AdamW {
     pub bias_correction1: f64,
     /// `sqrt(1 - beta2^t)`.
     pub bias_correction2_sqrt: f64,
+}
+
+/// AdamW's moments in eight bits: a code for each element and, for each block of
+/// [`MOMENTS_BLOCKSIZE`](crate::quant::dynamic_map::MOMENTS_BLOCKSIZE) of them, their largest magnitude. `m`'s
+/// codes are of the signed dynamic map, `v`'s of the one from zero. Codes of zero ([`SIGNED_ZERO`](crate::quant::dynamic_map::SIGNED_ZERO), 0): no moments.
+#[derive(Debug)]
+pub struct Moments8bit<'a> {
+    /// First moments, u8 `[n]`.
+    pub m: &'a mut Tensor,
+    /// Second moments, u8 `[n]`.
+    pub v: &'a mut Tensor,
+    /// f32 `[ceil(n / block)]`.
+    pub m_absmax: &'a mut Tensor,
+    /// f32 `[ceil(n / block)]`.
+    pub v_absmax: &'a mut Tensor,
 }
 
 /// A backend: memory and about thirty coarse operations.
@@ -408,8 +421,31 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// ascending. Not finite if any element is not. Waits.
     fn sum_squares(&self, x: &Tensor) -> Result<f64>;
 
-    /// One optimizer step on flat f32 tensors of equal length; see [`AdamW`].
-    fn adamw(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamW) -> Result<()>;
+    /// An AdamW step on flat f32 tensors of equal length, in PyTorch's order: `p *= 1 - lr wd;
+    /// m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
+    fn adamw(
+        &self,
+        p: &mut Tensor,
+        g: &Tensor,
+        m: &mut Tensor,
+        v: &mut Tensor,
+        step: &OptimizerStep,
+    ) -> Result<()>;
+
+    /// [`Kernels::adamw`] with moments that are decoded for the step and encoded after it.
+    fn adamw_8bit(
+        &self,
+        p: &mut Tensor,
+        g: &Tensor,
+        moments: &mut Moments8bit<'_>,
+        step: &OptimizerStep,
+    ) -> Result<()>;
+
+    /// A Lion step: `p = (1 - lr wd) p - lr sign(b1 m + (1 - b1) g); m = b2 m + (1 - b2) g`.
+    fn lion(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, step: &OptimizerStep) -> Result<()>;
+
+    /// A step of gradient descent, PyTorch's without momentum: `p -= lr (g + wd p)`.
+    fn sgd(&self, p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<()>;
 }
 
 impl dyn Kernels {

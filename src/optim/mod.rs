@@ -1,7 +1,8 @@
 //! The optimizer over the flat parameter buffers, and learning-rate schedules.
 
-pub mod adamw;
+pub mod optimizer;
+mod pages;
 pub mod schedule;
 
-pub use adamw::{AdamWArguments, AdamWState, clip_scale};
+pub use optimizer::{Optim, Optimizer, OptimizerArguments, clip_scale};
 pub use schedule::{LrSchedulerType, Schedule};

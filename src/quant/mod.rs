@@ -5,6 +5,7 @@
 //! file of bitsandbytes is used in place, and all devices share one layout.
 
 pub mod double_quant;
+pub mod dynamic_map;
 pub mod fp4;
 pub mod fp8;
 pub mod int4;

@@ -1,7 +1,7 @@
 //! What a training run is told, in the names of Hugging Face's training arguments.
 
 use crate::adapter::LoraConfig;
-use crate::optim::{AdamWArguments, LrSchedulerType};
+use crate::optim::{LrSchedulerType, OptimizerArguments};
 use serde_json::{Value, json};
 
 /// What is trained.
@@ -33,7 +33,7 @@ pub struct TrainingArguments {
     pub lr_scheduler_type: LrSchedulerType,
     /// Steps, or a share of all steps if below 1.
     pub warmup_steps: f64,
-    pub adamw: AdamWArguments,
+    pub optimizer: OptimizerArguments,
     /// Bound of the global gradient norm; `None`: no clipping.
     pub max_grad_norm: Option<f64>,
     pub num_train_epochs: f64,
@@ -57,7 +57,7 @@ impl Default for TrainingArguments {
             learning_rate: 2e-4,
             lr_scheduler_type: LrSchedulerType::Linear,
             warmup_steps: 0.0,
-            adamw: AdamWArguments::default(),
+            optimizer: OptimizerArguments::default(),
             max_grad_norm: Some(1.0),
             num_train_epochs: 3.0,
             max_steps: None,
@@ -86,10 +86,11 @@ impl TrainingArguments {
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": self.lr_scheduler_type.name(),
             "warmup_steps": self.warmup_steps,
-            "adam_beta1": self.adamw.adam_beta1,
-            "adam_beta2": self.adamw.adam_beta2,
-            "adam_epsilon": self.adamw.adam_epsilon,
-            "weight_decay": self.adamw.weight_decay,
+            "optim": self.optimizer.optim.rule_name(),
+            "adam_beta1": self.optimizer.adam_beta1,
+            "adam_beta2": self.optimizer.adam_beta2,
+            "adam_epsilon": self.optimizer.adam_epsilon,
+            "weight_decay": self.optimizer.weight_decay,
             "max_grad_norm": self.max_grad_norm,
             "total_steps": total_steps,
             "seed": self.seed,

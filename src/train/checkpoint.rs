@@ -1,7 +1,7 @@
 //! Checkpoints: everything that a run needs to go on with the same bits.
 //!
 //! A folder `checkpoint-N` holds the adapter (or the whole model) as it would be saved at the end, in f32;
-//! `optimizer.safetensors` with both moments of every parameter; and `trainer_state.json` with the place in
+//! `optimizer.safetensors` with the optimizer's state of every parameter; and `trainer_state.json` with the place in
 //! the data, the settings and the history. It is built under another name and renamed when whole.
 
 use super::arguments::Method;
@@ -9,8 +9,9 @@ use crate::adapter::io::{ADAPTER_FILE, peft_key, save_adapter, write_tensors};
 use crate::data::loader::LoaderState;
 use crate::error::{Error, Result};
 use crate::fs::{read_text, sync_folder, temporary_sibling, write_atomic_bytes};
+use crate::model::save::write_streamed;
 use crate::model::{Checkpoint, Model};
-use crate::optim::AdamWState;
+use crate::optim::Optimizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -120,7 +121,7 @@ pub fn save(
     output: &Path,
     model: &Model,
     method: &Method,
-    optimizer: &AdamWState,
+    optimizer: &Optimizer,
     state: &TrainerState,
 ) -> Result<PathBuf> {
     let dir = checkpoint_dir(output, state.global_step);
@@ -128,7 +129,7 @@ pub fn save(
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
         save_trained(model, method, &temporary)?;
-        save_optimizer(model, optimizer, &temporary)?;
+        write_streamed(&temporary.join(OPTIMIZER_FILE), optimizer.tensors(&model.backend, &model.params))?;
         let text = serde_json::to_string_pretty(state).map_err(|e| Error::format(&dir, e.to_string()))?;
         write_atomic_bytes(&temporary.join(STATE_FILE), text.as_bytes())?;
         if dir.exists() {
@@ -144,17 +145,6 @@ pub fn save(
     Ok(dir)
 }
 
-fn save_optimizer(model: &Model, optimizer: &AdamWState, dir: &Path) -> Result<()> {
-    let mut tensors = BTreeMap::new();
-    for info in model.params.infos() {
-        for (name, moments) in [("exp_avg", &optimizer.m), ("exp_avg_sq", &optimizer.v)] {
-            let values = model.backend.to_vec(&moments.slice(info.range.clone())?)?;
-            tensors.insert(format!("{name}.{}", info.name), (info.shape.clone(), values));
-        }
-    }
-    write_tensors(&dir.join(OPTIMIZER_FILE), &tensors)
-}
-
 /// Reads a checkpoint into the model's parameters and the optimizer; returns where the run stood.
 ///
 /// # Errors
@@ -163,7 +153,7 @@ pub fn load(
     dir: &Path,
     model: &mut Model,
     method: &Method,
-    optimizer: &mut AdamWState,
+    optimizer: &mut Optimizer,
 ) -> Result<TrainerState> {
     let path = dir.join(STATE_FILE);
     if !path.is_file() {
@@ -183,13 +173,7 @@ pub fn load(
     }
     load_trained(model, method, dir)?;
     let file = Checkpoint::open_file(&dir.join(OPTIMIZER_FILE))?;
-    for info in model.params.infos() {
-        for (name, moments) in [("exp_avg", &optimizer.m), ("exp_avg_sq", &optimizer.v)] {
-            let saved = file.tensor(&format!("{name}.{}", info.name))?;
-            model.backend.cast(&mut moments.slice(info.range.clone())?, &saved)?;
-        }
-    }
-    optimizer.step = state.global_step as u64;
+    optimizer.load(&model.backend, &model.params, &file, state.global_step as u64)?;
     Ok(state)
 }
 

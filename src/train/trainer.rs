@@ -8,7 +8,7 @@ use crate::data::Example;
 use crate::data::loader::{Loader, sequential_batches};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::optim::{AdamWState, Schedule, clip_scale};
+use crate::optim::{Optimizer, Schedule, clip_scale};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -51,7 +51,7 @@ pub struct Trainer<'a> {
     loader: Loader,
     eval_examples: Vec<Example>,
     output: PathBuf,
-    optimizer: AdamWState,
+    optimizer: Optimizer,
     schedule: Schedule,
     total_steps: usize,
     state: TrainerState,
@@ -79,7 +79,7 @@ impl<'a> Trainer<'a> {
             arguments.warmup_steps,
             total_steps,
         );
-        let optimizer = AdamWState::new(&model.backend, &model.params)?;
+        let optimizer = Optimizer::new(&model.backend, &model.params, arguments.optimizer.clone(), output)?;
         let state = TrainerState {
             global_step: 0,
             tokens: 0,
@@ -212,13 +212,7 @@ impl<'a> Trainer<'a> {
         let learning_rate = self.schedule.learning_rate(step);
         let grad_scale = clip_scale(grad_norm, self.arguments.max_grad_norm);
         let backend = self.model.backend.clone();
-        self.optimizer.step(
-            &backend,
-            &mut self.model.params,
-            &self.arguments.adamw,
-            learning_rate,
-            grad_scale,
-        )?;
+        self.optimizer.step(&backend, &mut self.model.params, learning_rate, grad_scale)?;
         self.state.global_step += 1;
         self.state.tokens += first_row as u64;
         self.state.loader = self.loader.state().clone();

@@ -55,6 +55,11 @@ impl Golden {
         view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
+    pub fn u8(&self, name: &str) -> Vec<u8> {
+        let tensors = self.tensors();
+        tensors.tensor(name).unwrap_or_else(|_| panic!("golden tensor {name}")).data().to_vec()
+    }
+
     pub fn ids(&self, name: &str) -> Vec<u32> {
         let tensors = self.tensors();
         let view = tensors.tensor(name).unwrap_or_else(|_| panic!("golden tensor {name}"));

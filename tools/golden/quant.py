@@ -90,6 +90,7 @@ def checkpoint(folder: Path, base: Path, quant_type: str, nested: bool) -> None:
             base, quantization_config=config, dtype=torch.float32, device_map="cpu"
         )
         model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
     modules = dict(plain.named_modules())
     ids = torch.arange(3, 20).remainder(model.config.vocab_size).reshape(1, -1)
     with torch.no_grad():

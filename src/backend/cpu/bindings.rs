@@ -217,10 +217,11 @@ pub struct adamw_args {
     pub bias_correction2_sqrt: f32,
     pub epsilon: f32,
     pub step_size: f32,
+    pub weight_decay: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of adamw_args"][::core::mem::size_of::<adamw_args>() - 36usize];
+    ["Size of adamw_args"][::core::mem::size_of::<adamw_args>() - 40usize];
     ["Alignment of adamw_args"][::core::mem::align_of::<adamw_args>() - 4usize];
     ["Offset of field: adamw_args::grad_scale"][::core::mem::offset_of!(adamw_args, grad_scale) - 0usize];
     ["Offset of field: adamw_args::decay"][::core::mem::offset_of!(adamw_args, decay) - 4usize];
@@ -234,6 +235,35 @@ const _: () = {
         [::core::mem::offset_of!(adamw_args, bias_correction2_sqrt) - 24usize];
     ["Offset of field: adamw_args::epsilon"][::core::mem::offset_of!(adamw_args, epsilon) - 28usize];
     ["Offset of field: adamw_args::step_size"][::core::mem::offset_of!(adamw_args, step_size) - 32usize];
+    ["Offset of field: adamw_args::weight_decay"]
+        [::core::mem::offset_of!(adamw_args, weight_decay) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct moments_8bit {
+    pub m: *mut u8,
+    pub v: *mut u8,
+    pub m_absmax: *mut f32,
+    pub v_absmax: *mut f32,
+    pub m_map: *const f32,
+    pub m_midpoints: *const f32,
+    pub v_map: *const f32,
+    pub v_midpoints: *const f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of moments_8bit"][::core::mem::size_of::<moments_8bit>() - 64usize];
+    ["Alignment of moments_8bit"][::core::mem::align_of::<moments_8bit>() - 8usize];
+    ["Offset of field: moments_8bit::m"][::core::mem::offset_of!(moments_8bit, m) - 0usize];
+    ["Offset of field: moments_8bit::v"][::core::mem::offset_of!(moments_8bit, v) - 8usize];
+    ["Offset of field: moments_8bit::m_absmax"][::core::mem::offset_of!(moments_8bit, m_absmax) - 16usize];
+    ["Offset of field: moments_8bit::v_absmax"][::core::mem::offset_of!(moments_8bit, v_absmax) - 24usize];
+    ["Offset of field: moments_8bit::m_map"][::core::mem::offset_of!(moments_8bit, m_map) - 32usize];
+    ["Offset of field: moments_8bit::m_midpoints"]
+        [::core::mem::offset_of!(moments_8bit, m_midpoints) - 40usize];
+    ["Offset of field: moments_8bit::v_map"][::core::mem::offset_of!(moments_8bit, v_map) - 48usize];
+    ["Offset of field: moments_8bit::v_midpoints"]
+        [::core::mem::offset_of!(moments_8bit, v_midpoints) - 56usize];
 };
 unsafe extern "C" {
     pub fn lowrank_table_scalar(table: *mut kernel_table);
@@ -507,11 +537,28 @@ pub struct kernel_table {
             step: *const adamw_args,
         ),
     >,
+    pub adamw_8bit: ::core::option::Option<
+        unsafe extern "C" fn(
+            p: *mut f32,
+            g: *const f32,
+            moments: *const moments_8bit,
+            n: usize,
+            first: usize,
+            last: usize,
+            step: *const adamw_args,
+        ),
+    >,
+    pub lion: ::core::option::Option<
+        unsafe extern "C" fn(p: *mut f32, g: *const f32, m: *mut f32, n: usize, step: *const adamw_args),
+    >,
+    pub sgd: ::core::option::Option<
+        unsafe extern "C" fn(p: *mut f32, g: *const f32, n: usize, step: *const adamw_args),
+    >,
     pub peak: ::core::option::Option<unsafe extern "C" fn(steps: usize, bf16: i32, sink: *mut f32) -> f64>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 288usize];
+    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 312usize];
     ["Alignment of kernel_table"][::core::mem::align_of::<kernel_table>() - 8usize];
     ["Offset of field: kernel_table::isa"][::core::mem::offset_of!(kernel_table, isa) - 0usize];
     ["Offset of field: kernel_table::gemm_mr"][::core::mem::offset_of!(kernel_table, gemm_mr) - 8usize];
@@ -569,5 +616,9 @@ const _: () = {
     ["Offset of field: kernel_table::sum_squares"]
         [::core::mem::offset_of!(kernel_table, sum_squares) - 264usize];
     ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 272usize];
-    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 280usize];
+    ["Offset of field: kernel_table::adamw_8bit"]
+        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 280usize];
+    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 288usize];
+    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 296usize];
+    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 304usize];
 };

@@ -10,12 +10,13 @@ mod attention;
 mod gemm;
 mod isa;
 mod ops;
+mod optimizer;
 mod quant;
 mod rows;
 
 pub use isa::Isa;
 
-use super::{Activation, AdamW, AttentionShape, Backend, Gemm, Kernels, RopeShape};
+use super::{Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape};
 use crate::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -421,7 +422,32 @@ impl Kernels for Cpu {
         self.run_sum_squares(x)
     }
 
-    fn adamw(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamW) -> Result<()> {
+    fn adamw(
+        &self,
+        p: &mut Tensor,
+        g: &Tensor,
+        m: &mut Tensor,
+        v: &mut Tensor,
+        step: &OptimizerStep,
+    ) -> Result<()> {
         self.run_adamw(p, g, m, v, step)
+    }
+
+    fn adamw_8bit(
+        &self,
+        p: &mut Tensor,
+        g: &Tensor,
+        moments: &mut Moments8bit<'_>,
+        step: &OptimizerStep,
+    ) -> Result<()> {
+        self.run_adamw_8bit(p, g, moments, step)
+    }
+
+    fn lion(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, step: &OptimizerStep) -> Result<()> {
+        self.run_lion(p, g, m, step)
+    }
+
+    fn sgd(&self, p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<()> {
+        self.run_sgd(p, g, step)
     }
 }

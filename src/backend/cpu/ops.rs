@@ -1,8 +1,8 @@
-//! Norms, activations, rotary embedding, dropout, loss and optimizer.
+//! Norms, activations, rotary embedding, dropout and loss.
 
-use super::bindings::{adamw_args, rope_args};
+use super::bindings::rope_args;
 use super::{Cpu, Shared, ensure, ensure_alike, kernel, type_code};
-use crate::backend::{Activation, AdamW, RopeShape};
+use crate::backend::{Activation, RopeShape};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::rng::PhiloxKey;
@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 /// Elements per job below which sharing out costs more than it gains.
-const GRAIN: usize = 1 << 13;
+pub(super) const GRAIN: usize = 1 << 13;
 
 /// Elements per partial sum of [`crate::backend::Kernels::sum_squares`].
 const SUM_BLOCK: usize = 4096;
@@ -27,24 +27,24 @@ fn activation_code(activation: Activation) -> i32 {
 
 /// An operand whose elements jobs read or write by chunk.
 #[derive(Clone, Copy)]
-struct Elements(Shared<u8>, usize);
+pub(super) struct Elements(Shared<u8>, usize);
 
 impl Elements {
-    fn of(x: &Tensor) -> Self {
+    pub fn of(x: &Tensor) -> Self {
         Elements(Shared(x.host_bytes().cast_mut()), x.dtype().size())
     }
 
-    fn of_mut(x: &mut Tensor) -> Result<Self> {
+    pub fn of_mut(x: &mut Tensor) -> Result<Self> {
         let size = x.dtype().size();
         Ok(Elements(Shared(x.host_bytes_mut()?), size))
     }
 
-    fn at<T>(self, index: usize) -> *mut T {
+    pub fn at<T>(self, index: usize) -> *mut T {
         self.0.at(index * self.1).cast()
     }
 }
 
-fn ensure_f32(operation: &'static str, tensors: &[(&Tensor, usize)]) -> Result<()> {
+pub(super) fn ensure_f32(operation: &'static str, tensors: &[(&Tensor, usize)]) -> Result<()> {
     for (tensor, elements) in tensors {
         ensure(tensor.dtype() == DType::F32 && tensor.elements() == *elements, operation, || {
             format!("expected f32 of {elements} elements, found {:?} {}", tensor.shape(), tensor.dtype())
@@ -387,36 +387,6 @@ impl Cpu {
         let sums: Vec<f32> =
             self.pool.install(|| (0..n.div_ceil(SUM_BLOCK)).into_par_iter().map(sum).collect());
         Ok(sums.into_iter().map(f64::from).sum())
-    }
-
-    pub(super) fn run_adamw(
-        &self,
-        p: &mut Tensor,
-        g: &Tensor,
-        m: &mut Tensor,
-        v: &mut Tensor,
-        step: &AdamW,
-    ) -> Result<()> {
-        let n = p.elements();
-        ensure_f32("adamw", &[(p, n), (g, n), (m, n), (v, n)])?;
-        let args = adamw_args {
-            grad_scale: step.grad_scale,
-            decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-            beta1: step.beta1 as f32,
-            one_minus_beta1: (1.0 - step.beta1) as f32,
-            beta2: step.beta2 as f32,
-            one_minus_beta2: (1.0 - step.beta2) as f32,
-            bias_correction2_sqrt: step.bias_correction2_sqrt as f32,
-            epsilon: step.epsilon as f32,
-            step_size: (step.learning_rate / step.bias_correction1) as f32,
-        };
-        let (p, g, m, v) =
-            (Elements::of_mut(p)?, Elements::of(g), Elements::of_mut(m)?, Elements::of_mut(v)?);
-        // SAFETY: chunks are disjoint and inside all operands.
-        self.run_chunks(n, GRAIN, |i, len| unsafe {
-            kernel!(self, adamw)(p.at(i), g.at(i), m.at(i), v.at(i), len, &args);
-        });
-        Ok(())
     }
 }
 

@@ -5,7 +5,8 @@ use super::{Cpu, Shared, ensure, kernel, type_code, with_scratch};
 use crate::backend::Kernels;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales, dynamic_map};
+use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
+use crate::quant::dynamic_map::DynamicMap;
 use crate::quant::fp8::Fp8;
 use crate::quant::{Codes, Geometry, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
@@ -126,7 +127,7 @@ impl Cpu {
         Ok(Scales::Nested {
             codes: upload(&nested.codes, nested.codes.len(), DType::U8)?,
             absmax: upload(bytemuck::cast_slice(&nested.absmax), nested.absmax.len(), DType::F32)?,
-            map: upload(bytemuck::cast_slice(dynamic_map()), 256, DType::F32)?,
+            map: upload(bytemuck::cast_slice(&DynamicMap::signed().levels), 256, DType::F32)?,
             offset: nested.offset,
         })
     }

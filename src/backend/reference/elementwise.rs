@@ -1,7 +1,7 @@
 //! Operations on elements by themselves.
 
 use super::real::Real;
-use crate::backend::{Activation, AdamW, RopeShape};
+use crate::backend::{Activation, RopeShape};
 use crate::dtype::DType;
 use crate::rng::PhiloxKey;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI, PI};
@@ -79,18 +79,6 @@ pub fn scatter_add_rows<R: Real>(out: &mut [R], cols: usize, x: &[R], rows: &[i3
         let out = &mut out[*row as usize * cols..][..cols];
         out.iter_mut().zip(x).for_each(|(out, x)| *out = (*out + *x).rounded(dtype));
     }
-}
-
-/// One AdamW step on one element: the new `(p, m, v)`.
-pub fn adamw<R: Real>(p: R, g: R, m: R, v: R, step: &AdamW) -> (R, R, R) {
-    let constant = R::from_f64;
-    let g = g * constant(f64::from(step.grad_scale));
-    let m = constant(step.beta1).mul_add(m, constant(1.0 - step.beta1) * g);
-    let v = constant(step.beta2).mul_add(v, constant(1.0 - step.beta2) * g * g);
-    let denominator = v.sqrt() / constant(step.bias_correction2_sqrt) + constant(step.epsilon);
-    let decayed = p * constant(1.0 - step.learning_rate * step.weight_decay);
-    let p = (-constant(step.learning_rate / step.bias_correction1)).mul_add(m / denominator, decayed);
-    (p, m, v)
 }
 
 /// Softmax cross-entropy of one row of logits, and its gradient times `grad_scale`.

@@ -7,15 +7,19 @@ pub mod attention;
 pub mod elementwise;
 pub mod matrix;
 pub mod norm;
+mod optimizer;
 mod quant;
 mod real;
 
 pub use real::{Dual, Real};
 
-use super::{Activation, AdamW, AttentionShape, Backend, Gemm, Kernels, Matrix, RopeShape};
+use super::{
+    Activation, AttentionShape, Backend, Gemm, Kernels, Matrix, Moments8bit, OptimizerStep, RopeShape,
+};
 use crate::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::quant::dynamic_map::{DynamicMap, MOMENTS_BLOCKSIZE};
 use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
@@ -538,15 +542,80 @@ impl<R: Real> Kernels for Reference<R> {
         Ok(matrix::sum_squares(&self.load(x)?))
     }
 
-    fn adamw(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamW) -> Result<()> {
+    fn adamw(
+        &self,
+        p: &mut Tensor,
+        g: &Tensor,
+        m: &mut Tensor,
+        v: &mut Tensor,
+        step: &OptimizerStep,
+    ) -> Result<()> {
         let n = p.elements();
         fits("adamw", [&*p, g, m, v].iter().all(|t| is_f32(t, n)), &[p, g, m, v])?;
         let (mut ps, g, mut ms, mut vs) = (self.load(p)?, self.load(g)?, self.load(m)?, self.load(v)?);
         for i in 0..n {
-            (ps[i], ms[i], vs[i]) = elementwise::adamw(ps[i], g[i], ms[i], vs[i], step);
+            (ps[i], ms[i], vs[i]) = optimizer::adamw(ps[i], g[i], ms[i], vs[i], step);
         }
         self.store(p, &ps)?;
         self.store(m, &ms)?;
         self.store(v, &vs)
+    }
+
+    fn adamw_8bit(
+        &self,
+        p: &mut Tensor,
+        g: &Tensor,
+        moments: &mut Moments8bit<'_>,
+        step: &OptimizerStep,
+    ) -> Result<()> {
+        let Moments8bit { m, v, m_absmax, v_absmax } = moments;
+        let (n, blocks) = (p.elements(), p.elements().div_ceil(MOMENTS_BLOCKSIZE));
+        let numbers = is_f32(p, n) && is_f32(g, n) && is_f32(m_absmax, blocks) && is_f32(v_absmax, blocks);
+        let codes = [&**m, &**v].iter().all(|t| t.dtype() == DType::U8 && t.elements() == n);
+        fits("adamw_8bit", numbers && codes, &[p, g, m, v, m_absmax, v_absmax])?;
+        let (mut m_codes, mut v_codes) = (vec![0u8; n], vec![0u8; n]);
+        self.download(m, &mut m_codes)?;
+        self.download(v, &mut v_codes)?;
+        let (mut ps, g) = (self.load(p)?, self.load(g)?);
+        let (mut m_scales, mut v_scales) = (self.load(m_absmax)?, self.load(v_absmax)?);
+        for block in 0..blocks {
+            let range = block * MOMENTS_BLOCKSIZE..n.min((block + 1) * MOMENTS_BLOCKSIZE);
+            let mut ms =
+                optimizer::decode_moments(&m_codes[range.clone()], m_scales[block], DynamicMap::signed());
+            let mut vs =
+                optimizer::decode_moments(&v_codes[range.clone()], v_scales[block], DynamicMap::unsigned());
+            for (j, i) in range.clone().enumerate() {
+                (ps[i], ms[j], vs[j]) = optimizer::adamw(ps[i], g[i], ms[j], vs[j], step);
+            }
+            let (codes, scale) = optimizer::encode_moments(&ms, DynamicMap::signed());
+            m_codes[range.clone()].copy_from_slice(&codes);
+            m_scales[block] = scale;
+            let (codes, scale) = optimizer::encode_moments(&vs, DynamicMap::unsigned());
+            v_codes[range].copy_from_slice(&codes);
+            v_scales[block] = scale;
+        }
+        self.store(p, &ps)?;
+        self.upload(m, &m_codes)?;
+        self.upload(v, &v_codes)?;
+        self.store(m_absmax, &m_scales)?;
+        self.store(v_absmax, &v_scales)
+    }
+
+    fn lion(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, step: &OptimizerStep) -> Result<()> {
+        let n = p.elements();
+        fits("lion", [&*p, g, m].iter().all(|t| is_f32(t, n)), &[p, g, m])?;
+        let (mut ps, g, mut ms) = (self.load(p)?, self.load(g)?, self.load(m)?);
+        for i in 0..n {
+            (ps[i], ms[i]) = optimizer::lion(ps[i], g[i], ms[i], step);
+        }
+        self.store(p, &ps)?;
+        self.store(m, &ms)
+    }
+
+    fn sgd(&self, p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<()> {
+        fits("sgd", is_f32(p, p.elements()) && is_f32(g, p.elements()), &[p, g])?;
+        let (ps, g) = (self.load(p)?, self.load(g)?);
+        let stepped: Vec<R> = ps.into_iter().zip(g).map(|(p, g)| optimizer::sgd(p, g, step)).collect();
+        self.store(p, &stepped)
     }
 }

@@ -4,7 +4,7 @@ use super::{Real, Reference};
 use crate::backend::Kernels;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::double_quant::{NestedScales, dynamic_map};
+use crate::quant::double_quant::NestedScales;
 use crate::quant::{QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 
@@ -65,7 +65,7 @@ pub fn quantize<R: Real>(backend: &Reference<R>, x: &Tensor, config: &QuantConfi
         Scales::Nested {
             codes: bytes(backend, &nested.codes)?,
             absmax: floats(backend, &nested.absmax)?,
-            map: floats(backend, dynamic_map())?,
+            map: floats(backend, &crate::quant::dynamic_map::DynamicMap::signed().levels)?,
             offset: nested.offset,
         }
     } else {

@@ -2,7 +2,7 @@
 
 use super::{Operand, Table};
 use lowrank::DType;
-use lowrank::backend::{Activation, AdamW, RopeShape};
+use lowrank::backend::{Activation, OptimizerStep, RopeShape};
 use lowrank::rng::{PhiloxKey, Stream};
 
 pub const ACTIVATIONS: [Activation; 4] =
@@ -20,7 +20,7 @@ pub fn add(table: &mut Table, dtype: DType) {
         }
     }
     for n in [1, 7, 97, 20_011] {
-        adamw(table, n);
+        optimizers(table, n);
     }
     for flags in 0..4 {
         let (interleaved, inverse) = (flags & 1 == 1, flags & 2 == 2);
@@ -84,24 +84,40 @@ fn dropout(table: &mut Table, shape: [usize; 2], dtype: DType, p: f32, accumulat
     });
 }
 
-fn adamw(table: &mut Table, n: usize) {
+/// Settings of a third step.
+pub fn third_step() -> OptimizerStep {
+    OptimizerStep {
+        learning_rate: 3e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        grad_scale: 0.6,
+        bias_correction1: 1.0 - 0.9f64.powi(3),
+        bias_correction2_sqrt: (1.0 - 0.999f64.powi(3)).sqrt(),
+    }
+}
+
+fn optimizers(table: &mut Table, n: usize) {
     let mut operands = vec![table.normal(&[n], DType::F32), table.scaled(&[n], DType::F32, 0.1)];
     let mut v = table.scaled(&[n], DType::F32, 0.1);
     v.values.iter_mut().for_each(|v| *v *= *v);
     operands.extend([v, table.scaled(&[n], DType::F32, 0.3)]);
     table.add(format!("adamw {n}"), true, 3, operands, |backend, t| {
         let [p, m, v, g] = t else { unreachable!() };
-        let step = AdamW {
-            learning_rate: 3e-3,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            grad_scale: 0.6,
-            bias_correction1: 1.0 - 0.9f64.powi(3),
-            bias_correction2_sqrt: (1.0 - 0.999f64.powi(3)).sqrt(),
-        };
-        backend.adamw(p, g, m, v, &step)
+        backend.adamw(p, g, m, v, &third_step())
+    });
+    let operands = [table.cases.last().unwrap().operands[0].clone(), table.scaled(&[n], DType::F32, 0.1)];
+    let gradient = table.scaled(&[n], DType::F32, 0.3);
+    let lion = [&operands[..], std::slice::from_ref(&gradient)].concat();
+    table.add(format!("lion {n}"), true, 2, lion, |backend, t| {
+        let [p, m, g] = t else { unreachable!() };
+        backend.lion(p, g, m, &third_step())
+    });
+    let sgd = vec![operands[0].clone(), gradient];
+    table.add(format!("sgd {n}"), true, 1, sgd, |backend, t| {
+        let [p, g] = t else { unreachable!() };
+        backend.sgd(p, g, &third_step())
     });
 }
 

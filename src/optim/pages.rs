@@ -1,0 +1,177 @@
+//! Optimizer state in pages: in memory as far as the budget goes, the others in a memory-mapped file.
+
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::fs::temporary_sibling;
+use crate::tensor::Tensor;
+use memmap2::MmapRaw;
+use std::fs;
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Elements of the parameters that a page stands for: 8 MiB of AdamW's moments.
+const PAGE_ELEMENTS: usize = 1 << 20;
+
+/// Pages on their way while one is in use; they are part of the budget.
+const MOVING_PAGES: usize = 2;
+
+/// One part of the state: a number for each `block` elements.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StateSpec {
+    /// PyTorch's name.
+    pub name: &'static str,
+    pub dtype: DType,
+    pub block: usize,
+    /// The byte that stands for zero.
+    pub zero: u8,
+}
+
+impl StateSpec {
+    /// Bytes for so many elements.
+    pub fn bytes(&self, elements: usize) -> usize {
+        elements.div_ceil(self.block) * self.dtype.size()
+    }
+
+    /// The shape of this part for a parameter.
+    pub fn shape(&self, parameter: &[usize]) -> Vec<usize> {
+        if self.block == 1 {
+            return parameter.to_vec();
+        }
+        vec![parameter.iter().product::<usize>().div_ceil(self.block)]
+    }
+}
+
+/// The state of a range of elements.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub range: Range<usize>,
+    /// One tensor for each part of the state.
+    pub state: Vec<Tensor>,
+    paged: bool,
+}
+
+impl Page {
+    /// Whether the page is in the file.
+    pub fn is_paged(&self) -> bool {
+        self.paged
+    }
+
+    /// Moves the page towards memory.
+    pub fn fetch(&self) {
+        self.state.iter().for_each(Tensor::fetch_pages);
+    }
+
+    /// Lets the page go from memory, if it is in the file.
+    pub fn release(&self) {
+        if self.paged {
+            self.state.iter().for_each(Tensor::release_pages);
+        }
+    }
+
+    /// One part of the state for a range of elements inside the page.
+    pub fn slice(&self, part: usize, block: usize, range: &Range<usize>) -> Result<Tensor> {
+        let (start, end) = (range.start - self.range.start, range.end - self.range.start);
+        self.state[part].slice(start / block..end.div_ceil(block))
+    }
+
+    /// All parts of the state for a range of elements inside the page.
+    pub fn slices(&self, specs: &[StateSpec], range: &Range<usize>) -> Result<Vec<Tensor>> {
+        specs.iter().enumerate().map(|(part, spec)| self.slice(part, spec.block, range)).collect()
+    }
+}
+
+/// Pages of zeros for so many elements, of which at most `budget` bytes stay in memory.
+pub(super) fn pages(
+    backend: &Backend,
+    specs: &[StateSpec],
+    elements: usize,
+    budget: Option<usize>,
+    folder: &Path,
+) -> Result<Vec<Page>> {
+    let ranges: Vec<_> = (0..elements)
+        .step_by(PAGE_ELEMENTS)
+        .map(|start| start..elements.min(start + PAGE_ELEMENTS))
+        .collect();
+    let resident = resident_pages(specs, elements, budget);
+    let (in_memory, in_file) = ranges.split_at(resident.min(ranges.len()));
+    let mut pages = Vec::new();
+    for range in in_memory {
+        let state = specs
+            .iter()
+            .map(|spec| backend.zeros(&[range.len().div_ceil(spec.block)], spec.dtype))
+            .collect::<Result<_>>()?;
+        pages.push(Page { range: range.clone(), state, paged: false });
+    }
+    if !in_file.is_empty() {
+        pages.extend(file_pages(specs, in_file, folder)?);
+    }
+    for page in &mut pages {
+        for (spec, tensor) in specs.iter().zip(&mut page.state).filter(|(spec, _)| spec.zero != 0) {
+            backend.upload(tensor, &vec![spec.zero; tensor.bytes()])?;
+        }
+        page.release();
+    }
+    Ok(pages)
+}
+
+/// Pages in a file, one after the other.
+fn file_pages(specs: &[StateSpec], ranges: &[Range<usize>], folder: &Path) -> Result<Vec<Page>> {
+    let bytes = |range: &Range<usize>| specs.iter().map(|s| aligned(s.bytes(range.len()))).sum::<usize>();
+    let map = page_file(folder, ranges.iter().map(bytes).sum())?;
+    let mut offset = 0;
+    let mut page = |range: &Range<usize>| {
+        let mut state = Vec::new();
+        for spec in specs {
+            let shape = [range.len().div_ceil(spec.block)];
+            state.push(Tensor::from_paged(map.clone(), offset, &shape, spec.dtype)?);
+            offset += aligned(spec.bytes(range.len()));
+        }
+        Ok(Page { range: range.clone(), state, paged: true })
+    };
+    ranges.iter().map(&mut page).collect()
+}
+
+/// How many pages stay in memory: all that fit, or as many as leave room for those on their way.
+fn resident_pages(specs: &[StateSpec], elements: usize, budget: Option<usize>) -> usize {
+    let bytes = |elements| specs.iter().map(|spec| spec.bytes(elements)).sum::<usize>();
+    match budget {
+        Some(budget) if budget < bytes(elements) => {
+            (budget / bytes(PAGE_ELEMENTS.min(elements)).max(1)).saturating_sub(MOVING_PAGES)
+        }
+        _ => elements.div_ceil(PAGE_ELEMENTS),
+    }
+}
+
+/// The parts of a page start where pages of the system's memory do, so that they come and go alone.
+fn aligned(bytes: usize) -> usize {
+    bytes.next_multiple_of(4096)
+}
+
+/// A file of zeros, written in full so that a full disk is an error now and not a signal later; its name is
+/// removed at once, and its blocks when the map goes.
+fn page_file(folder: &Path, bytes: usize) -> Result<Arc<MmapRaw>> {
+    let path = temporary_sibling(&folder.join("optimizer_pages"))?;
+    let fail = |e: std::io::Error| Error::io(&path, e);
+    let mapped = (|| {
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .map_err(fail)?;
+        let zeros = vec![0; 1 << 20];
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(zeros.len());
+            file.write_all(&zeros[..part]).map_err(fail)?;
+            left -= part;
+        }
+        MmapRaw::map_raw(&file).map_err(fail)
+    })();
+    let _ = fs::remove_file(&path);
+    Ok(Arc::new(mapped?))
+}
