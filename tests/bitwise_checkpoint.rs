@@ -16,9 +16,14 @@ fn a_checkpointed_step_has_the_bits_of_a_plain_one() {
             for dtype in [DType::F32, DType::BF16] {
                 let mut model = trainable(family, &backend, dtype, trained);
                 let plain = Step::run(&mut model, &batch);
-                model.gradient_checkpointing = true;
-                let checkpointed = Step::run(&mut model, &batch);
-                plain.assert_same(&checkpointed, &format!("{family} {trained:?} {dtype}"));
+                for layers in 1..=3 {
+                    model.gradient_checkpointing = layers;
+                    let checkpointed = Step::run(&mut model, &batch);
+                    plain.assert_same(
+                        &checkpointed,
+                        &format!("{family} {trained:?} {dtype}, {layers} layers"),
+                    );
+                }
             }
         }
     }

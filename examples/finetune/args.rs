@@ -232,9 +232,10 @@ pub struct TrainArgs {
     /// Optimizer steps; overrides the epochs
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub max_steps: Option<usize>,
-    /// Keep only the layers' inputs and compute layers again: less memory, same bits
-    #[arg(long, help_heading = "Run")]
-    pub gradient_checkpointing: bool,
+    /// Keep only the input of each so many layers and compute them again: less memory, same bits
+    #[arg(long, value_name = "LAYERS", help_heading = "Run", num_args = 0..=1, require_equals = true,
+        default_value = "0", default_missing_value = "1", hide_default_value = true, value_parser = layers)]
+    pub gradient_checkpointing: usize,
     /// Batch sequences of similar length
     #[arg(long, help_heading = "Run")]
     pub group_by_length: bool,
@@ -379,4 +380,13 @@ fn key_value<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
         text.rsplit_once('=').ok_or_else(|| format!("expected PATTERN=VALUE, found `{text}`"))?;
     let value = value.parse().map_err(|_| format!("expected a number after `=`, found `{value}`"))?;
     Ok((key.to_string(), value))
+}
+
+/// A number of layers; `true` and `false` as in Hugging Face's settings.
+fn layers(text: &str) -> Result<usize, String> {
+    match text {
+        "true" => Ok(1),
+        "false" => Ok(0),
+        _ => text.parse().map_err(|_| format!("expected a number of layers, found `{text}`")),
+    }
 }

@@ -142,7 +142,9 @@ impl<'m> Tape<'m> {
                 ops::activation::gated_backward(gradients, inputs, &dy, &gate, &up, activation)
             }
             Op::Add => ops::add::backward(gradients, inputs, dy),
-            Op::Segment { layer, input } => self.replay_segment(gradients, inputs, dy, layer, input, replay),
+            Op::Segment { layers, input } => {
+                self.replay_segment(gradients, inputs, dy, layers, input, replay)
+            }
             Op::LinearCrossEntropy { .. } => unreachable!("handled above: it has no incoming gradient"),
         }
     }

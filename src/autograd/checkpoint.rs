@@ -1,28 +1,29 @@
-//! Activation checkpointing by decoder layer: only a layer's input is kept, and the layer computed again in
-//! the backward pass. Random masks come from counters, so the second time has the same bits as the first.
+//! Activation checkpointing by decoder layers: only the input of a few layers is kept, and they are computed again
+//! in the backward pass. Random masks come from counters, so the second time has the same bits as the first.
 
 use super::backward::Gradients;
 use super::tape::{Op, Tape, ValueId, Var};
 use crate::error::Result;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
-/// What can compute a decoder layer again.
+/// What can compute decoder layers again.
 pub trait Replay {
-    /// Layer `layer` of the model on `x`, as in the forward pass.
+    /// These layers of the model, one after the other, on `x`, as in the forward pass.
     ///
     /// # Errors
-    /// Whatever its operations report.
-    fn layer(&self, tape: &mut Tape<'_>, layer: usize, x: Var) -> Result<Var>;
+    /// Whatever their operations report.
+    fn layers(&self, tape: &mut Tape<'_>, layers: Range<usize>, x: Var) -> Result<Var>;
 }
 
 impl<'m> Tape<'m> {
-    /// Runs `layer` without recording its inside; one node stands for it.
+    /// Runs `layers` without recording their inside; one node stands for them.
     ///
     /// # Errors
     /// Whatever `run` reports.
     pub fn segment(
         &mut self,
-        layer: usize,
+        layers: Range<usize>,
         x: Var,
         trainable: bool,
         run: impl FnOnce(&mut Tape<'m>, Var) -> Result<Var>,
@@ -30,7 +31,7 @@ impl<'m> Tape<'m> {
         let mut inner = self.inner(false);
         let output = run(&mut inner, Var::constant(x.tensor.clone()))?;
         let input = x.tensor.clone();
-        Ok(self.record(output.tensor, [&x], trainable, || Op::Segment { layer, input }))
+        Ok(self.record(output.tensor, [&x], trainable, || Op::Segment { layers, input }))
     }
 
     /// The backward of a segment: forward again with recording, then backward through the inside.
@@ -39,14 +40,14 @@ impl<'m> Tape<'m> {
         gradients: &mut Gradients<'m>,
         inputs: [Option<ValueId>; 3],
         dy: Tensor,
-        layer: usize,
+        layers: Range<usize>,
         input: Tensor,
         replay: &dyn Replay,
     ) -> Result<()> {
         let mut inner = self.inner(true);
         let x = Var { tensor: input, id: inputs[0].map(|_| inner.new_id()) };
         let wanted = x.id;
-        let output = replay.layer(&mut inner, layer, x)?;
+        let output = replay.layers(&mut inner, layers, x)?;
         let Some(from) = output.id else { return Ok(()) };
         drop(output);
         let dx = inner.backward(from, Some(dy), wanted, replay)?;

@@ -7,6 +7,7 @@ use crate::model::{Lora, Parameter};
 use crate::param::{ParamId, ParamStore};
 use crate::rng::{PhiloxKey, Stream};
 use crate::tensor::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Number of a differentiable value on its tape.
@@ -82,8 +83,8 @@ pub enum Op {
     Add,
     /// The head and the loss: the input's gradient is known already.
     LinearCrossEntropy { dx: Tensor, rows: Option<Tensor>, input_rows: usize },
-    /// A decoder layer to be computed again.
-    Segment { layer: usize, input: Tensor },
+    /// Decoder layers to be computed again.
+    Segment { layers: Range<usize>, input: Tensor },
 }
 
 /// A linear layer's input, if a parameter's gradient needs it.

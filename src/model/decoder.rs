@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Query, key and value projections.
@@ -88,8 +89,9 @@ pub struct Model {
     pub norm: Norm,
     /// Output head; shares the embedding's parameter where `tie_word_embeddings`.
     pub head: Linear,
-    /// Keep only layers' inputs in training, computing each layer again in the backward pass.
-    pub gradient_checkpointing: bool,
+    /// Keep only the input of each so many layers in training, computing them again in the backward pass; 0: keep
+    /// everything.
+    pub gradient_checkpointing: usize,
     pub(super) rope_table: Mutex<Option<Tensor>>, // f32 [positions, rotary_dim]
 }
 
@@ -359,18 +361,20 @@ impl Pass<'_> {
             let p = tape.embedding(&positions.weight, &self.input.positions)?;
             x = tape.add(&x, &p)?;
         }
-        for (index, layer) in model.layers.iter().enumerate() {
-            x = match &mut cache {
-                Some(cache) => {
-                    let len = cache.len;
-                    self.layer(tape, layer, x, Some((&mut cache.layers[index], len)))?
-                }
-                None if model.gradient_checkpointing && tape.is_recording() => {
-                    let trainable = layer.is_trainable();
-                    tape.segment(index, x, trainable, |inner, x| self.layer(inner, layer, x, None))?
-                }
-                None => self.layer(tape, layer, x, None)?,
-            };
+        let all = 0..model.layers.len();
+        if let Some(cache) = &mut cache {
+            for (layer, kept) in model.layers.iter().zip(&mut cache.layers) {
+                x = self.layer(tape, layer, x, Some((kept, cache.len)))?;
+            }
+        } else if model.gradient_checkpointing > 0 && tape.is_recording() {
+            for start in all.clone().step_by(model.gradient_checkpointing) {
+                let layers = start..all.end.min(start + model.gradient_checkpointing);
+                let trainable = model.layers[layers.clone()].iter().any(Layer::is_trainable);
+                let run = |inner: &mut Tape<'_>, x| self.layers(inner, layers.clone(), x);
+                x = tape.segment(layers.clone(), x, trainable, run)?;
+            }
+        } else {
+            x = self.layers(tape, all, x)?;
         }
         tape.norm(&x, &model.norm)
     }
@@ -451,8 +455,11 @@ impl Pass<'_> {
 }
 
 impl Replay for Pass<'_> {
-    fn layer(&self, tape: &mut Tape<'_>, layer: usize, x: Var) -> Result<Var> {
-        Pass::layer(self, tape, &self.model.layers[layer], x, None)
+    fn layers(&self, tape: &mut Tape<'_>, layers: Range<usize>, mut x: Var) -> Result<Var> {
+        for layer in &self.model.layers[layers] {
+            x = self.layer(tape, layer, x, None)?;
+        }
+        Ok(x)
     }
 }
 

@@ -126,7 +126,7 @@ impl Builder<'_> {
             layers,
             norm,
             head,
-            gradient_checkpointing: false,
+            gradient_checkpointing: 0,
             rope_table: Mutex::new(None),
             config: self.config,
         })
