@@ -101,7 +101,8 @@ pub struct ModelArgs {
     #[arg(long, default_value = "none")]
     pub quant: String,
     /// Quantize the constants of quantized blocks; by default for nf4 and fp4
-    #[arg(long, action = ArgAction::Set, value_name = "true|false")]
+    #[arg(long, action = ArgAction::Set, value_name = "true|false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
     pub double_quant: Option<bool>,
     /// Elements that share a constant, for formats of four bits
     #[arg(long, default_value_t = 64, value_name = "ELEMENTS")]

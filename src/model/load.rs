@@ -10,7 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::param::ParamStore;
 use crate::quant::QuantConfig;
-use crate::rng::{Philox, PhiloxKey, Stream};
+use crate::rng::{PhiloxKey, Stream};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::path::Path;
@@ -51,7 +51,7 @@ impl Model {
         Builder { config, backend, options: options.into(), source }.build()
     }
 
-    /// A model of this configuration with random weights (normal, standard deviation 0.02; norms 1; biases
+    /// A model of this configuration with random weights (nearly normal, standard deviation 0.02; norms 1; biases
     /// 0), as for pre-training or for measuring without files.
     ///
     /// # Errors
@@ -312,10 +312,14 @@ impl Builder<'_> {
     }
 }
 
+/// Standard deviation of the sum of four uniform bytes.
+const BYTES_DEVIATION: f32 = 147.801;
+
 /// Elements that are made at a time.
 const RANDOM_CHUNK: usize = 1 << 20;
 
-/// A matrix of normal numbers with standard deviation 0.02; element `i` follows from the key and `i` alone.
+/// A matrix of nearly normal numbers with standard deviation 0.02: each the sum of a random word's bytes, which is
+/// several times faster than true ones. Element `i` follows from the key and `i` alone.
 fn random(backend: &Backend, shape: &[usize], dtype: DType, key: PhiloxKey) -> Result<Tensor> {
     let out = backend.empty(shape, dtype)?;
     let flat = out.reshape(&[out.elements()])?;
@@ -323,8 +327,13 @@ fn random(backend: &Backend, shape: &[usize], dtype: DType, key: PhiloxKey) -> R
         let end = (start + RANDOM_CHUNK).min(out.elements());
         let mut data = vec![0f32; end - start];
         data.par_chunks_mut(RANDOM_CHUNK / 64).enumerate().for_each(|(i, part)| {
-            let mut rng = Philox::at(key, (start + i * (RANDOM_CHUNK / 64)) as u64 / 2);
-            part.iter_mut().for_each(|x| *x = 0.02 * rng.normal());
+            let first = (start + i * (RANDOM_CHUNK / 64)) as u64 / 4;
+            for (counter, x) in (first..).zip(part.chunks_mut(4)) {
+                for (x, word) in x.iter_mut().zip(key.words(counter)) {
+                    let sum: u32 = word.to_ne_bytes().map(u32::from).iter().sum();
+                    *x = (sum as f32 - 510.0) * (0.02 / BYTES_DEVIATION);
+                }
+            }
         });
         let data = backend.from_slice(&data, &[end - start])?;
         backend.cast(&mut flat.slice(start..end)?, &data)?;
