@@ -28,6 +28,7 @@ struct Pool {
     live: usize,
     cached: usize,
     peak: usize,
+    counting: bool,
 }
 
 #[derive(Debug)]
@@ -82,6 +83,10 @@ impl Drop for Memory {
     }
 }
 
+/// What has the alignment of a block.
+#[repr(align(64))]
+struct Aligned;
+
 /// Rounds a size up to its class: steps of an eighth of a power of two, so at most an eighth is lost.
 fn class_of(bytes: usize) -> usize {
     let bytes = bytes.max(ALIGNMENT);
@@ -95,6 +100,24 @@ impl Arena {
         Self::default()
     }
 
+    /// An arena whose blocks have a size but no memory, to find out what a run would need. Nothing may be read from
+    /// or written to them.
+    pub(crate) fn counting() -> Self {
+        Arena { inner: Arc::new(Mutex::new(Pool { counting: true, ..Pool::default() })) }
+    }
+
+    /// A block of a counting arena for a mapped file's tensor, which has just its bytes.
+    ///
+    /// # Errors
+    /// When the arena has memory.
+    pub(crate) fn count_mapped(&self, bytes: usize) -> Result<Block> {
+        let mut pool = self.inner.lock().expect("the arena's lock is never held across a panic");
+        if !pool.counting {
+            return Err(Error::Unsupported("an arena with memory holds no file's tensors".into()));
+        }
+        Ok(pool.count(bytes, self))
+    }
+
     /// A block of at least `bytes` bytes, aligned to [`ALIGNMENT`]; its content is unspecified.
     ///
     /// # Errors
@@ -102,6 +125,9 @@ impl Arena {
     pub fn allocate(&self, bytes: usize) -> Result<Block> {
         let size = class_of(bytes);
         let mut pool = self.inner.lock().expect("the arena's lock is never held across a panic");
+        if pool.counting {
+            return Ok(pool.count(size, self));
+        }
         let reused = pool.free.get_mut(&size).and_then(Vec::pop);
         let mut memory = match reused {
             Some(memory) => {
@@ -139,6 +165,14 @@ impl Arena {
 }
 
 impl Pool {
+    /// A block without memory.
+    fn count(&mut self, size: usize, arena: &Arena) -> Block {
+        self.live += size;
+        self.peak = self.peak.max(self.live);
+        let pointer = NonNull::<Aligned>::dangling().cast();
+        Block { memory: None, pointer, size, arena: arena.clone() }
+    }
+
     /// Frees cached blocks, largest first, until at most `keep` bytes are cached.
     fn trim(&mut self, keep: usize) {
         while self.cached > keep {
@@ -157,7 +191,7 @@ impl Pool {
 /// A block of an [`Arena`]; it returns there when dropped.
 #[derive(Debug)]
 pub struct Block {
-    memory: Option<Memory>,
+    memory: Option<Memory>, // none in a counting arena
     pointer: NonNull<u8>,
     size: usize,
     arena: Arena,
@@ -190,6 +224,19 @@ impl Drop for Block {
             let keep = pool.peak - pool.live;
             pool.trim(keep);
         }
+    }
+}
+
+/// Gives the heap's free pages back to the system, where its allocator can: to be called when much was freed, such as a
+/// tokenizer, before much is needed.
+pub fn release_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: the C library's own function; it touches only memory that nobody has.
+        unsafe { malloc_trim(0) };
     }
 }
 

@@ -111,6 +111,11 @@ impl ParamStore {
         self.infos.iter().map(|info| info.range.len()).sum()
     }
 
+    /// Bytes of the values and of their copy in the compute type.
+    pub fn bytes(&self) -> usize {
+        self.values.capacity() + self.compute.as_ref().map_or(0, Tensor::capacity)
+    }
+
     /// The flat f32 buffer of values; alignment gaps hold zeros.
     pub fn values(&self) -> &Tensor {
         &self.values
@@ -169,6 +174,20 @@ impl ParamStore {
             self.backend.cast(&mut compute.slice(info.range.clone())?, &view)?;
         }
         Ok(())
+    }
+
+    /// Sets a parameter's value (and its compute copy) to that of a float tensor of its size.
+    ///
+    /// # Errors
+    /// When the number of elements differs.
+    pub fn copy_from(&mut self, id: ParamId, tensor: &Tensor) -> Result<()> {
+        let info = &self.infos[id.0];
+        let tensor = tensor.reshape(&[tensor.elements()])?;
+        self.backend.cast(&mut self.values.slice(info.range.clone())?, &tensor)?;
+        match &self.compute {
+            Some(compute) => self.backend.cast(&mut compute.slice(info.range.clone())?, &tensor),
+            None => Ok(()),
+        }
     }
 
     /// A parameter's f32 values on the host.

@@ -147,6 +147,15 @@ impl Tensor {
         self.elements() * self.dtype.size()
     }
 
+    /// Bytes of the storage that the tensor lies in, which may be more than its own.
+    pub fn capacity(&self) -> usize {
+        match &*self.storage {
+            Storage::Host(block) => block.size(),
+            Storage::Mapped(map) => map.len(),
+            Storage::Paged(map) => map.len(),
+        }
+    }
+
     /// The last dimension (1 for a scalar).
     pub fn cols(&self) -> usize {
         self.shape().last().copied().unwrap_or(1)

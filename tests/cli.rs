@@ -288,6 +288,33 @@ fn preview_marks_what_counts() {
 }
 
 #[test]
+fn memory_is_planned_and_kept_to() {
+    let model = demo("model");
+    let shown = succeed(&["estimate", "--model", &model, "--max-length", "256"]);
+    for part in ["base", "trainables", "gradients", "optimizer", "activations", "scratch", "peak"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let json = |more: &[&str]| -> Value {
+        let words = [&["estimate", "--model", &model, "--max-length", "256", "--json"][..], more].concat();
+        serde_json::from_str(&succeed(&words)).unwrap()
+    };
+    let (whole, checkpointed) = (json(&[]), json(&["--gradient-checkpointing"]));
+    assert!(whole["total"].as_u64() > checkpointed["total"].as_u64());
+    assert!(json(&["--quant", "nf4"])["base"].as_u64() < whole["base"].as_u64());
+
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out").display().to_string();
+    let data = demo("data/train.jsonl");
+    let train = ["train", "--model", &model, "--data", &data, "--output", &output, "--max-steps", "2"];
+    let limited =
+        finetune(&[&train[..], &["--memory-limit", "58MB", "--per-device-train-batch-size", "16"]].concat());
+    let said = String::from_utf8(limited.stderr).unwrap();
+    assert!(limited.status.success() && said.contains("planned, with micro-batches of"), "{said}");
+    assert!(!said.contains("micro-batches of 16 x") || said.contains("--gradient-checkpointing=1"), "{said}");
+    expect(&fail(&[&train[..], &["--memory-limit", "1MB"]].concat()), &["memory_limit", "too little"]);
+}
+
+#[test]
 fn bad_input_is_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     let data = |name: &str, content: &[u8]| {

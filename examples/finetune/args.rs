@@ -28,6 +28,9 @@ pub enum Command {
     /// Merge an adapter into its base: a plain Hugging Face folder
     #[command(args_override_self = true)]
     Merge(MergeArgs),
+    /// The memory that a run with these flags would take, by part, from config.json alone
+    #[command(args_override_self = true, mut_arg("data", |a| a.required(false)), mut_arg("output", |a| a.required_unless_present("model")))]
+    Estimate(Box<EstimateArgs>),
     /// Write a model with its linear layers in four bits, in bitsandbytes' form
     #[command(args_override_self = true)]
     Quantize(QuantizeArgs),
@@ -139,8 +142,8 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Training data: JSON, JSONL or text
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub data: Option<PathBuf>,
     /// Folder for the adapter, checkpoints and metrics.jsonl
     #[arg(long, value_name = "DIR", required_unless_present = "preview")]
     pub output: Option<PathBuf>,
@@ -237,6 +240,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "LAYERS", help_heading = "Run", num_args = 0..=1, require_equals = true,
         default_value = "0", default_missing_value = "1", hide_default_value = true, value_parser = layers)]
     pub gradient_checkpointing: usize,
+    /// Fit the run into this much memory (such as 6GB) by smaller micro-batches, a paged optimizer's file and
+    /// gradient checkpointing, or refuse it
+    #[arg(long, value_name = "SIZE", help_heading = "Run")]
+    pub memory_limit: Option<ByteSize>,
     /// Batch sequences of similar length
     #[arg(long, help_heading = "Run")]
     pub group_by_length: bool,
@@ -279,6 +286,15 @@ pub struct TrainArgs {
     /// Go on exactly from a checkpoint: `latest` of --output, or a folder
     #[arg(long, value_name = "latest|DIR", help_heading = "Run")]
     pub resume: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct EstimateArgs {
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Print one JSON object, in bytes
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

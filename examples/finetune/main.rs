@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod config_file;
 mod demo;
+mod estimate;
 mod generate;
 mod progress;
 mod train;
@@ -36,7 +37,8 @@ fn run() -> Result<()> {
     let cli = args::Cli::parse_from(words);
     match cli.command {
         None => demo::run(),
-        Some(args::Command::Train(args)) => train::run(&args),
+        Some(args::Command::Train(args)) => train::run(args),
+        Some(args::Command::Estimate(args)) => estimate::run(&args),
         Some(args::Command::Eval(args)) => commands::eval(&args),
         Some(args::Command::Generate(args)) => generate::run(&args),
         Some(args::Command::Merge(args)) => commands::merge(&args),

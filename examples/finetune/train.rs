@@ -2,10 +2,12 @@
 
 use crate::args::{BiasArg, MethodArg, ModelArgs, Strategy, TextArgs, TrainArgs};
 use crate::commands::{load_model, open_backend};
+use crate::estimate::fit;
 use crate::progress::Progress;
 use lowrank::adapter::io::load_adapter;
 use lowrank::adapter::lora::{attach, attach_full};
 use lowrank::adapter::{Bias, LoraConfig, TargetModules};
+use lowrank::arena::release_free_memory;
 use lowrank::data::{
     ChatTemplate, Dataset, DatasetOptions, Loader, LoaderConfig, Marking, Tokenizer, preview,
 };
@@ -18,12 +20,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub fn run(args: &TrainArgs) -> Result<()> {
+pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
     open_backend(&args.model)?;
     args.optim.parse::<Optim>()?;
     let tokenizer = Tokenizer::load(&args.model.model)?;
     let config = ModelConfig::load(&args.model.model)?;
-    let data = load_data(&args.data, &args.model, &args.text, &tokenizer, &config)?;
+    let Some(data_file) = &args.data else {
+        return Err(Error::config("train", "--data", "expected a file, found none"));
+    };
+    let data = load_data(data_file, &args.model, &args.text, &tokenizer, &config)?;
     if let Some(n) = args.preview {
         let marking = if std::io::stdout().is_terminal() { Marking::Colour } else { Marking::Quotes };
         for example in data.examples.iter().take(n) {
@@ -31,7 +36,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
         return Ok(());
     }
-    let Some(output) = &args.output else {
+    let Some(output) = args.output.clone() else {
         return Err(Error::config("train", "--output", "expected a folder, found none"));
     };
     eprintln!("data: {}", data.report);
@@ -44,9 +49,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
     };
     drop(tokenizer);
+    let longest = data.examples.iter().chain(&eval_examples).map(|e| e.input_ids.len()).max().unwrap_or(1);
+    let packed = args.packing.then(|| args.text.max_length.unwrap_or(config.max_sequence().min(2048)));
+    let has_eval = !eval_examples.is_empty();
+    fit(&mut args, packed.unwrap_or(longest), has_eval)?;
+    release_free_memory();
     let mut model = load_model(&args.model)?;
     model.gradient_checkpointing = args.gradient_checkpointing;
-    let method = attach_method(args, &mut model)?;
+    let method = attach_method(&args, &mut model)?;
     describe(&model);
 
     let loader_config = LoaderConfig {
@@ -54,14 +64,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         gradient_accumulation_steps: args.gradient_accumulation_steps,
         shuffle: !args.no_shuffle,
         group_by_length: args.group_by_length,
-        packing: args.packing.then(|| args.text.max_length.unwrap_or(config.max_sequence().min(2048))),
+        packing: packed,
     };
     let loader = Loader::new(data.examples, loader_config, args.model.seed)?;
-    let arguments = training_arguments(args, !eval_examples.is_empty())?;
-    let resume = checkpoint_to_resume(args, output)?;
+    let arguments = training_arguments(&args, has_eval)?;
+    let resume = checkpoint_to_resume(&args, &output)?;
     let stop = stop_on_ctrl_c()?;
     let full = method == Method::Full;
-    let mut trainer = Trainer::new(&mut model, method, arguments, loader, eval_examples, output)?;
+    let mut trainer = Trainer::new(&mut model, method, arguments, loader, eval_examples, &output)?;
     if let Some(checkpoint) = &resume {
         trainer.resume(checkpoint)?;
         eprintln!("resuming from {}", checkpoint.display());
@@ -70,7 +80,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let report = trainer.run(&stop, &mut |event| progress.show(event))?;
     progress.finish();
     if full {
-        lowrank::model::save::save_model(&model, &args.model.model, output)?;
+        lowrank::model::save::save_model(&model, &args.model.model, &output)?;
     }
     eprintln!(
         "done: {} steps, last loss {:.4}; {} is in {}",
@@ -165,14 +175,7 @@ pub fn training_arguments(args: &TrainArgs, has_eval: bool) -> Result<TrainingAr
         learning_rate: args.learning_rate,
         lr_scheduler_type: args.lr_scheduler_type.parse()?,
         warmup_steps: args.warmup_steps,
-        optimizer: OptimizerArguments {
-            optim: args.optim.parse()?,
-            adam_beta1: args.adam_beta1,
-            adam_beta2: args.adam_beta2,
-            adam_epsilon: args.adam_epsilon,
-            weight_decay: args.weight_decay,
-            optimizer_memory: args.optimizer_memory.map(|bytes| bytes.as_u64() as usize),
-        },
+        optimizer: optimizer_arguments(args)?,
         max_grad_norm: (args.max_grad_norm > 0.0).then_some(args.max_grad_norm),
         num_train_epochs: args.num_train_epochs,
         max_steps: args.max_steps,
@@ -184,6 +187,17 @@ pub fn training_arguments(args: &TrainArgs, has_eval: bool) -> Result<TrainingAr
         save_total_limit: args.save_total_limit,
         load_best_model_at_end: args.load_best_model_at_end,
         early_stopping_patience: args.early_stopping_patience,
+    })
+}
+
+pub fn optimizer_arguments(args: &TrainArgs) -> Result<OptimizerArguments> {
+    Ok(OptimizerArguments {
+        optim: args.optim.parse()?,
+        adam_beta1: args.adam_beta1,
+        adam_beta2: args.adam_beta2,
+        adam_epsilon: args.adam_epsilon,
+        weight_decay: args.weight_decay,
+        optimizer_memory: args.optimizer_memory.map(|bytes| bytes.as_u64() as usize),
     })
 }
 

@@ -2,14 +2,13 @@
 
 use super::config::LoraConfig;
 use super::lora::attach;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::fs::write_atomic;
+use crate::model::save::{StreamedTensor, WriteTensor, write_streamed};
 use crate::model::{Checkpoint, Model};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
-use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What PEFT puts before every name.
@@ -33,32 +32,24 @@ pub fn peft_key(params: &ParamStore, name: &str) -> String {
 /// # Errors
 /// When a file can't be written.
 pub fn save_adapter(model: &Model, config: &LoraConfig, dir: &Path) -> Result<()> {
-    let mut tensors = BTreeMap::new();
-    for id in model.params.ids() {
-        let info = model.params.info(id);
-        tensors.insert(peft_key(&model.params, &info.name), (info.shape.clone(), model.params.to_vec(id)?));
-    }
-    write_tensors(&dir.join(ADAPTER_FILE), &tensors)?;
+    write_params(&model.params, &dir.join(ADAPTER_FILE), |name| peft_key(&model.params, name))?;
     config.save(dir)
 }
 
-/// Writes f32 tensors with PyTorch's metadata, atomically.
+/// Writes all parameters in f32 with PyTorch's metadata, atomically and one at a time; `key` names them.
 ///
 /// # Errors
 /// When the file can't be written.
-pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<()> {
-    let views: Vec<(&str, TensorView<'_>)> = tensors
-        .iter()
-        .map(|(name, (shape, data))| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data))
-                .map_err(|e| Error::tensor(name, e.to_string()))?;
-            Ok((name.as_str(), view))
-        })
-        .collect::<Result<_>>()?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes =
-        safetensors::serialize(views, Some(metadata)).map_err(|e| Error::format(path, e.to_string()))?;
-    write_atomic(path, |w| w.write_all(&bytes))
+pub fn write_params(params: &ParamStore, path: &Path, key: impl Fn(&str) -> String) -> Result<()> {
+    let tensor = |id| {
+        let info = params.info(id);
+        let write: WriteTensor<'_> = Box::new(move |w| {
+            let values = params.to_vec(id).map_err(std::io::Error::other)?;
+            w.write_all(bytemuck::cast_slice(&values))
+        });
+        StreamedTensor { name: key(&info.name), shape: info.shape.clone(), dtype: DType::F32, write }
+    };
+    write_streamed(path, params.ids().map(tensor).collect())
 }
 
 /// Puts the adapter of a folder on a base model; returns its settings.

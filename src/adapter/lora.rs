@@ -6,9 +6,10 @@ use crate::error::{Error, Result};
 use crate::model::{Lora, Model, Parameter, Weight};
 use crate::param::{ParamId, ParamLayout};
 use crate::rng::{Philox, PhiloxKey, Stream};
+use crate::tensor::Tensor;
 
 /// Parameters of the base that are trained, with their present values.
-type Copies = Vec<(ParamId, Vec<f32>)>;
+type Copies = Vec<(ParamId, Tensor)>;
 
 /// Puts an adapter on a base model: low-rank matrices with initial values from `seed`, and the biases and
 /// modules that are trained whole. `config.fan_in_fan_out` and
@@ -46,7 +47,8 @@ pub fn attach(model: &mut Model, config: &mut LoraConfig, seed: u64) -> Result<(
         initialize(model, config, lora, seed, index as u64)?;
     }
     for (id, values) in copies {
-        model.params.set(id, &values)?;
+        model.params.copy_from(id, &values)?;
+        values.release_pages();
     }
     Ok(())
 }
@@ -58,14 +60,14 @@ pub fn attach(model: &mut Model, config: &mut LoraConfig, seed: u64) -> Result<(
 pub fn attach_full(model: &mut Model) -> Result<()> {
     let mut layout = ParamLayout::default();
     let mut copies = Copies::new();
-    let backend = model.backend.clone();
     for (name, parameter) in model.parameters_mut() {
-        make_trainable(&backend, &name, parameter, &mut layout, &mut copies)?;
+        make_trainable(&name, parameter, &mut layout, &mut copies)?;
     }
     model.retie();
-    model.params = layout.build(&backend, model.dtype)?;
+    model.params = layout.build(&model.backend, model.dtype)?;
     for (id, values) in copies {
-        model.params.set(id, &values)?;
+        model.params.copy_from(id, &values)?;
+        values.release_pages();
     }
     Ok(())
 }
@@ -108,7 +110,6 @@ fn add_base_parameters(
     layout: &mut ParamLayout,
 ) -> Result<Copies> {
     let mut copies = Copies::new();
-    let backend = model.backend.clone();
     let kept = |module: &str| config.modules_to_save.iter().any(|name| module.ends_with(name.as_str()));
     // A tied head that is trained whole gets values of its own; the embedding stays.
     let tied_head = model.config.tie_word_embeddings && kept(&model.head.path);
@@ -121,18 +122,17 @@ fn add_base_parameters(
                 Bias::LoraOnly => targets.iter().any(|t| t.path == module),
             };
         if by_bias || kept(module) {
-            make_trainable(&backend, &name, parameter, layout, &mut copies)?;
+            make_trainable(&name, parameter, layout, &mut copies)?;
         }
     }
     if tied_head {
         let name = format!("{}.weight", model.head.path);
-        make_trainable(&backend, &name, &mut model.head.weight, layout, &mut copies)?;
+        make_trainable(&name, &mut model.head.weight, layout, &mut copies)?;
     }
     Ok(copies)
 }
 
 fn make_trainable(
-    backend: &crate::backend::Backend,
     name: &str,
     parameter: &mut Parameter,
     layout: &mut ParamLayout,
@@ -150,7 +150,7 @@ fn make_trainable(
     };
     // Biases and norms have one dimension; weight decay spares them.
     let id = layout.add(name, tensor.shape(), tensor.shape().len() > 1);
-    copies.push((id, backend.to_f32(tensor)?));
+    copies.push((id, tensor.clone()));
     *parameter = Parameter::Trainable(id);
     Ok(())
 }

@@ -222,6 +222,20 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// The memory that tensors come from.
     fn arena(&self) -> &Arena;
 
+    /// A backend of the same kind that allocates and checks, but neither takes memory nor computes: its arena counts
+    /// what a run would need. Downloads give zeros.
+    ///
+    /// # Errors
+    /// When this kind has none.
+    fn planner(&self) -> Result<Backend> {
+        Err(Error::Unsupported(format!("{} can't plan memory", self.name())))
+    }
+
+    /// Bytes of working memory beside the arena that all threads have together (a planner: would have at most).
+    fn scratch_bytes(&self) -> usize {
+        0
+    }
+
     /// Runs `job`, a sequence of operations, where they start fastest; see `dyn Kernels::within`.
     fn enter(&self, job: &mut (dyn FnMut() + Send)) {
         job();

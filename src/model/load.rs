@@ -65,12 +65,39 @@ impl Model {
         let source = Source::Random { seed, next: Mutex::new(0) };
         Builder { config, backend, options: options.into(), source }.build()
     }
+
+    /// A model without content on a backend that only counts; see [`crate::backend::Kernels::planner`].
+    pub(crate) fn planned(
+        config: ModelConfig,
+        planner: &Backend,
+        options: LoadOptions,
+        stored: StoredWeights,
+    ) -> Result<Self> {
+        Builder { config, backend: planner, options, source: Source::Planned(stored) }.build()
+    }
+}
+
+/// What a checkpoint holds, by its config.json.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StoredWeights {
+    /// Type of the tensors in the files; `None`: there are no files and weights are made.
+    pub dtype: Option<DType>,
+    /// The format of linear layers that are quantized already.
+    pub quant: Option<QuantConfig>,
 }
 
 /// Where tensors come from.
 enum Source<'a> {
-    File { checkpoint: &'a Checkpoint, base_prefix: &'a str },
-    Random { seed: u64, next: Mutex<u64> },
+    File {
+        checkpoint: &'a Checkpoint,
+        base_prefix: &'a str,
+    },
+    Random {
+        seed: u64,
+        next: Mutex<u64>,
+    },
+    /// Nowhere: the backend only counts.
+    Planned(StoredWeights),
 }
 
 struct Builder<'a> {
@@ -202,7 +229,11 @@ impl Builder<'_> {
             return self.stored_quantized(&name, [o, i], quant);
         }
         let shape = if conv1d { [i, o] } else { [o, i] };
-        let Some(quant) = quant else {
+        let stored_quant = match &self.source {
+            Source::Planned(stored) if path != self.config.names.head => stored.quant,
+            _ => None,
+        };
+        let Some(quant) = quant.or(stored_quant) else {
             return Ok(Parameter::Frozen(Weight::Dense(self.matrix(&name, &shape)?)));
         };
         let stored = self.stored(&name, &shape)?;
@@ -273,6 +304,13 @@ impl Builder<'_> {
                 *next += 1;
                 random(self.backend, shape, self.options.dtype, PhiloxKey::new(*seed, Stream::Dummy, *next))
             }
+            Source::Planned(StoredWeights { dtype: None, .. }) => {
+                self.backend.empty(shape, self.options.dtype)
+            }
+            Source::Planned(StoredWeights { dtype: Some(dtype), .. }) => {
+                let bytes = shape.iter().product::<usize>() * dtype.size();
+                Tensor::from_block(self.backend.arena().count_mapped(bytes)?, shape, *dtype)
+            }
         }
     }
 
@@ -280,7 +318,9 @@ impl Builder<'_> {
     fn vector(&self, name: &str, len: usize, constant: f32) -> Result<Parameter> {
         let stored = match &self.source {
             Source::File { .. } => self.find(name, &[len])?,
-            Source::Random { .. } => self.backend.from_slice(&vec![constant; len], &[len])?,
+            Source::Random { .. } | Source::Planned(_) => {
+                self.backend.from_slice(&vec![constant; len], &[len])?
+            }
         };
         Ok(Parameter::Frozen(Weight::Dense(self.backend.to_dtype(&stored, self.options.dtype)?)))
     }

@@ -20,4 +20,5 @@ pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decoder::{KvCache, Model};
 pub use load::LoadOptions;
+pub(crate) use load::StoredWeights;
 pub use module::{Embedding, Linear, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight};

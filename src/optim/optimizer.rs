@@ -4,7 +4,7 @@
 //! moments, Dettmers et al. (arXiv 2110.02861); paging, Dettmers et al., "QLoRA" (arXiv 2305.14314); Lion, Chen
 //! et al., "Symbolic discovery of optimization algorithms" (arXiv 2302.06675).
 
-use super::pages::{Page, StateSpec, pages};
+use super::pages::{Page, StateSpec, page_bytes, pages};
 use crate::backend::{Backend, Moments8bit, OptimizerStep};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -146,6 +146,13 @@ impl Default for OptimizerArguments {
             weight_decay: 0.0,
             optimizer_memory: None,
         }
+    }
+}
+
+impl OptimizerArguments {
+    /// Bytes of state for `elements` parameters: in memory, and in a file.
+    pub fn state_bytes(&self, elements: usize) -> (usize, usize) {
+        page_bytes(self.optim.0.rule.state(), elements, self.optimizer_memory)
     }
 }
 

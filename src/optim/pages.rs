@@ -145,6 +145,15 @@ fn resident_pages(specs: &[StateSpec], elements: usize, budget: Option<usize>) -
     }
 }
 
+/// Bytes of state in memory, with the pages on their way, and in a file.
+pub(super) fn page_bytes(specs: &[StateSpec], elements: usize, budget: Option<usize>) -> (usize, usize) {
+    let bytes = |elements| specs.iter().map(|spec| spec.bytes(elements)).sum::<usize>();
+    let all = bytes(elements);
+    let resident = bytes(elements.min(resident_pages(specs, elements, budget) * PAGE_ELEMENTS));
+    let moving = bytes(MOVING_PAGES * PAGE_ELEMENTS).min(all - resident);
+    (resident + moving, all - resident)
+}
+
 /// The parts of a page start where pages of the system's memory do, so that they come and go alone.
 fn aligned(bytes: usize) -> usize {
     bytes.next_multiple_of(4096)

@@ -39,6 +39,15 @@ impl NestedScales {
         nested
     }
 
+    /// Constants of so many blocks, all zero.
+    pub fn zeros(count: usize) -> Self {
+        NestedScales {
+            codes: vec![0; count],
+            absmax: vec![0.0; count.div_ceil(NESTED_BLOCKSIZE)],
+            offset: 0.0,
+        }
+    }
+
     /// The scale of block `i`.
     pub fn scale(&self, i: usize) -> f32 {
         DynamicMap::signed().levels[usize::from(self.codes[i])] * self.absmax[i / NESTED_BLOCKSIZE]

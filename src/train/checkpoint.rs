@@ -5,7 +5,7 @@
 //! the data, the settings and the history. It is built under another name and renamed when whole.
 
 use super::arguments::Method;
-use crate::adapter::io::{ADAPTER_FILE, peft_key, save_adapter, write_tensors};
+use crate::adapter::io::{ADAPTER_FILE, peft_key, save_adapter, write_params};
 use crate::data::loader::LoaderState;
 use crate::error::{Error, Result};
 use crate::fs::{read_text, sync_folder, temporary_sibling, write_atomic_bytes};
@@ -14,7 +14,6 @@ use crate::model::{Checkpoint, Model};
 use crate::optim::Optimizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -80,14 +79,7 @@ pub fn latest_checkpoint(output: &Path) -> Option<PathBuf> {
 pub fn save_trained(model: &Model, method: &Method, dir: &Path) -> Result<()> {
     match method {
         Method::Lora(config) => save_adapter(model, config, dir),
-        Method::Full => {
-            let mut tensors = BTreeMap::new();
-            for id in model.params.ids() {
-                let info = model.params.info(id);
-                tensors.insert(info.name.clone(), (info.shape.clone(), model.params.to_vec(id)?));
-            }
-            write_tensors(&dir.join(MODEL_FILE), &tensors)
-        }
+        Method::Full => write_params(&model.params, &dir.join(MODEL_FILE), str::to_string),
     }
 }
 

@@ -3,8 +3,10 @@
 pub mod arguments;
 pub mod checkpoint;
 pub mod metrics;
+pub mod plan;
 pub mod trainer;
 
 pub use arguments::{Interval, Method, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
+pub use plan::{MemoryPlan, PlanArguments, Planner};
 pub use trainer::{Event, Report, Trainer, evaluate};

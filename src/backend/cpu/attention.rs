@@ -1,7 +1,7 @@
 //! Attention: jobs by sequence, head and (forward) range of queries.
 
 use super::bindings::attention_args;
-use super::{Cpu, Shared, ensure, ensure_alike, kernel, type_code, with_scratch};
+use super::{Cpu, Shared, ensure, ensure_alike, kernel, type_code};
 use crate::backend::{AttentionShape, Kernels, Sequence};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -76,6 +76,12 @@ fn check(shape: &AttentionShape<'_>, q: &Tensor, k: &Tensor, v: &Tensor, lse: &T
 }
 
 impl Cpu {
+    /// Floats of scratch memory for one head of a sequence.
+    fn attention_floats(&self, s: &Sequence, shape: &AttentionShape<'_>, backward: bool) -> usize {
+        // SAFETY: a pure function of its arguments.
+        unsafe { kernel!(self, attention_scratch)(s.q_len, s.k_len, shape.head_dim, i32::from(backward)) }
+    }
+
     pub(super) fn run_attention(
         &self,
         out: &mut Tensor,
@@ -104,16 +110,14 @@ impl Cpu {
                 jobs.extend((0..shape.n_heads).map(|head| (i, head, first)));
             }
         }
-        self.run(jobs.len(), |job| {
+        let floats = |job: usize| self.attention_floats(&shape.sequences[jobs[job].0], shape, false);
+        self.run_with_scratch(jobs.len(), false, floats, |job, scratch| {
             let (i, head, first) = jobs[job];
             let s = &shape.sequences[i];
             let args = operands.args(shape, s, head);
             // SAFETY: jobs write disjoint rows and columns of `out` and `lse`; ranges were checked.
             unsafe {
-                let floats = kernel!(self, attention_scratch)(s.q_len, s.k_len, shape.head_dim, 0);
-                with_scratch(floats, |scratch| {
-                    kernel!(self, attention)(&args, first, (first + QUERIES_PER_JOB).min(s.q_len), scratch);
-                });
+                kernel!(self, attention)(&args, first, (first + QUERIES_PER_JOB).min(s.q_len), scratch);
             }
         });
         Ok(())
@@ -156,7 +160,8 @@ impl Cpu {
             dtype,
         };
         let (dout, dq) = (Shared(dout.host_bytes().cast_mut()), Shared(dq.host_bytes_mut()?));
-        self.run(shape.sequences.len() * shape.n_heads, |job| {
+        let floats = |job: usize| self.attention_floats(&shape.sequences[job / shape.n_heads], shape, true);
+        self.run_with_scratch(shape.sequences.len() * shape.n_heads, false, floats, |job, scratch| {
             let (s, head) = (&shape.sequences[job / shape.n_heads], job % shape.n_heads);
             let mut args = operands.args(shape, s, head);
             let first = (s.q_start * operands.q_cols + head * shape.head_dim) * dtype.size();
@@ -165,10 +170,7 @@ impl Cpu {
             args.dk = parts[0].at(head * part + s.k_start * padded);
             args.dv = parts[1].at(head * part + s.k_start * padded);
             // SAFETY: jobs write disjoint columns of `dq` and disjoint parts; ranges were checked.
-            unsafe {
-                let floats = kernel!(self, attention_scratch)(s.q_len, s.k_len, shape.head_dim, 1);
-                with_scratch(floats, |scratch| kernel!(self, attention_backward)(&args, scratch));
-            }
+            unsafe { kernel!(self, attention_backward)(&args, scratch) };
         });
         let outs = [Shared(dk.host_bytes_mut()?), Shared(dv.host_bytes_mut()?)];
         let group = shape.n_heads / shape.n_kv_heads;

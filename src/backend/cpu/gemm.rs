@@ -2,7 +2,7 @@
 
 use super::bindings::{gemm_args, gemm_operand, gemm_term, quantized};
 use super::quant::view;
-use super::{Cpu, Shared, ensure, kernel, type_code, with_scratch};
+use super::{Cpu, Shared, ensure, kernel, type_code};
 use crate::backend::{Gemm, Kernels, Matrix};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -151,23 +151,21 @@ impl Cpu {
         }
         let row_jobs = tiles.div_ceil(tiles_per_job);
         let shared = Shared(std::ptr::from_ref(args).cast_mut());
-        let job = |i: usize| {
+        let part = |i: usize| {
             let (group, first) = (i / row_jobs, i % row_jobs * tiles_per_job);
-            let last = (first + tiles_per_job).min(tiles);
             let start = group * together;
-            let count = together.min(panels - start);
-            // SAFETY: a pure function of its arguments.
-            let floats = unsafe { kernel!(self, gemm_scratch)(m, count, first, last) };
-            // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
-            with_scratch(floats, |scratch| unsafe {
-                kernel!(self, gemm_panels)(shared.at(0), start * width, count, first, last, scratch);
-            });
+            (start, together.min(panels - start), first, (first + tiles_per_job).min(tiles))
         };
-        if work < SERIAL_WORK {
-            (0..groups * row_jobs).for_each(job);
-        } else {
-            self.run(groups * row_jobs, job);
-        }
+        let floats = |i: usize| {
+            let (_, count, first, last) = part(i);
+            // SAFETY: a pure function of its arguments.
+            unsafe { kernel!(self, gemm_scratch)(m, count, first, last) }
+        };
+        self.run_with_scratch(groups * row_jobs, work < SERIAL_WORK, floats, |i, scratch| {
+            let (start, count, first, last) = part(i);
+            // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
+            unsafe { kernel!(self, gemm_panels)(shared.at(0), start * width, count, first, last, scratch) };
+        });
     }
 
     /// Neighbouring panels that a job takes: they share reads of A, and pages of an untransposed B. One where

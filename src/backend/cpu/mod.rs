@@ -27,6 +27,7 @@ use bindings::kernel_table;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A function of the kernel table.
 macro_rules! kernel {
@@ -40,8 +41,10 @@ pub(crate) use kernel;
 pub struct Cpu {
     arena: Arena,
     table: kernel_table,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     threads: usize,
+    scratch: AtomicUsize, // bytes that the threads' scratch memory has grown to
+    plan: Option<Arena>,  // of a planner: where indices are, which operations look at
 }
 
 impl std::fmt::Debug for Cpu {
@@ -79,17 +82,6 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `job` with at least `floats` floats of this thread's scratch memory.
-pub(super) fn with_scratch<R>(floats: usize, job: impl FnOnce(*mut f32) -> R) -> R {
-    SCRATCH.with(|scratch| {
-        let mut scratch = scratch.borrow_mut();
-        if scratch.len() * 16 < floats {
-            scratch.resize(floats.div_ceil(16), Line([0.0; 16]));
-        }
-        job(scratch.as_mut_ptr().cast())
-    })
-}
-
 impl Cpu {
     /// A backend on `threads` threads (`None`: as many as the process may use), with the fastest available
     /// instruction set or the one that `LOWRANK_ISA` names.
@@ -117,11 +109,57 @@ impl Cpu {
             .thread_name(|i| format!("lowrank-{i}"))
             .build()
             .map_err(|e| Error::Unsupported(format!("{threads} threads can't be started: {e}")))?;
-        Ok(Arc::new(Cpu { arena: Arena::new(), table: isa.table(), pool, threads }))
+        Ok(Arc::new(Cpu {
+            arena: Arena::new(),
+            table: isa.table(),
+            pool: Arc::new(pool),
+            threads,
+            scratch: AtomicUsize::new(0),
+            plan: None,
+        }))
+    }
+
+    /// Whether this backend only counts.
+    fn is_planner(&self) -> bool {
+        self.plan.is_some()
+    }
+
+    /// Runs `job` with at least `floats` floats of this thread's scratch memory.
+    fn with_scratch<R>(&self, floats: usize, job: impl FnOnce(*mut f32) -> R) -> R {
+        SCRATCH.with(|scratch| {
+            let mut scratch = scratch.borrow_mut();
+            let (lines, had) = (floats.div_ceil(16), scratch.len());
+            if had < lines {
+                scratch.reserve_exact(lines - had);
+                scratch.resize(lines, Line([0.0; 16]));
+                self.scratch.fetch_add((lines - had) * size_of::<Line>(), Ordering::Relaxed);
+            }
+            job(scratch.as_mut_ptr().cast())
+        })
+    }
+
+    /// [`Cpu::run`] with `floats(i)` floats of scratch memory for job `i`; on the calling thread if `serial`.
+    fn run_with_scratch(
+        &self,
+        jobs: usize,
+        serial: bool,
+        floats: impl Fn(usize) -> usize + Send + Sync,
+        job: impl Fn(usize, *mut f32) + Send + Sync,
+    ) {
+        if self.is_planner() {
+            let most = (0..jobs).map(floats).max().unwrap_or(0).div_ceil(16) * size_of::<Line>();
+            self.scratch.fetch_max(most * self.threads, Ordering::Relaxed);
+            return;
+        }
+        let job = |i: usize| self.with_scratch(floats(i), |scratch| job(i, scratch));
+        if serial { (0..jobs).for_each(job) } else { self.run(jobs, job) }
     }
 
     /// Runs `job` for `0..jobs`, spread over the threads.
     fn run(&self, jobs: usize, job: impl Fn(usize) + Send + Sync) {
+        if self.is_planner() {
+            return;
+        }
         if jobs == 1 || self.threads == 1 {
             (0..jobs).for_each(job);
         } else {
@@ -196,6 +234,21 @@ impl Kernels for Cpu {
         &self.arena
     }
 
+    fn planner(&self) -> Result<Backend> {
+        Ok(Arc::new(Cpu {
+            arena: Arena::counting(),
+            table: self.table,
+            pool: self.pool.clone(),
+            threads: self.threads,
+            scratch: AtomicUsize::new(0),
+            plan: Some(Arena::new()),
+        }))
+    }
+
+    fn scratch_bytes(&self) -> usize {
+        self.scratch.load(Ordering::Relaxed)
+    }
+
     fn enter(&self, job: &mut (dyn FnMut() + Send)) {
         self.pool.install(job);
     }
@@ -203,6 +256,9 @@ impl Kernels for Cpu {
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let bytes = shape.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
         let bytes = bytes.ok_or_else(|| Error::shape("tensor", format!("{shape:?} is too large")))?;
+        if let (Some(indices), DType::I32) = (&self.plan, dtype) {
+            return Tensor::from_block(indices.allocate(bytes)?, shape, dtype);
+        }
         Tensor::from_block(self.arena.allocate(bytes)?, shape, dtype)
     }
 
@@ -210,6 +266,9 @@ impl Kernels for Cpu {
         ensure(out.bytes() == bytes.len(), "upload", || {
             format!("{} bytes for {}", bytes.len(), out.bytes())
         })?;
+        if self.is_planner() && out.dtype() != DType::I32 {
+            return Ok(());
+        }
         // SAFETY: `out` has as many bytes as the source, which can't overlap arena memory held mutably.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.host_bytes_mut()?, bytes.len()) };
         Ok(())
@@ -217,6 +276,9 @@ impl Kernels for Cpu {
 
     fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()> {
         ensure(x.bytes() == bytes.len(), "download", || format!("{} bytes for {}", bytes.len(), x.bytes()))?;
+        if self.is_planner() && x.dtype() != DType::I32 {
+            return Ok(());
+        }
         // SAFETY: `x` has as many bytes as the destination.
         unsafe { std::ptr::copy_nonoverlapping(x.host_bytes(), bytes.as_mut_ptr(), bytes.len()) };
         Ok(())

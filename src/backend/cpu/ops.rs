@@ -377,6 +377,9 @@ impl Cpu {
 
     pub(super) fn run_sum_squares(&self, x: &Tensor) -> Result<f64> {
         ensure_f32("sum_squares", &[(x, x.elements())])?;
+        if self.is_planner() {
+            return Ok(0.0);
+        }
         let n = x.elements();
         let x = Shared(x.host::<f32>()?.cast_mut());
         let sum = |block: usize| {

@@ -1,6 +1,6 @@
 //! Moving and converting: fill, cast, gather, scatter, column ranges.
 
-use super::{Cpu, Shared, ensure, kernel, type_code, with_scratch};
+use super::{Cpu, Shared, ensure, kernel, type_code};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -121,7 +121,7 @@ impl Cpu {
         let width = 64;
         self.run(cols.div_ceil(width), |job| {
             let (first, len) = (job * width, width.min(cols - job * width));
-            with_scratch(width, |wide| {
+            self.with_scratch(width, |wide| {
                 for (i, row) in numbers.iter().enumerate() {
                     let to = to.at((*row as usize * cols + first) * to_type.size());
                     let mut from: *const u8 = from.at((i * cols + first) * from_type.size());

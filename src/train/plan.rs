@@ -1,0 +1,262 @@
+//! The memory of a run before it starts: the model is loaded, attached to and trained for a step on a backend that
+//! only counts, so that a plan follows every path that a run takes.
+
+use crate::autograd::Dropout;
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::fs::read_text;
+use crate::model::{Batch, LoadOptions, Model, ModelConfig, StoredWeights};
+use crate::optim::OptimizerArguments;
+use crate::quant::{Format, QuantConfig};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What the process holds beside tensors: code, threads, the allocator's own.
+const PROCESS_BYTES: usize = 24 << 20;
+
+/// The settings that memory follows from, beside the model and the method.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanArguments {
+    /// Sequences of a micro-batch.
+    pub rows: usize,
+    /// Tokens of the longest sequence.
+    pub length: usize,
+    /// Layers per checkpoint; 0: none.
+    pub gradient_checkpointing: usize,
+    /// The optimizer and its budget.
+    pub optimizer: OptimizerArguments,
+    /// Sequences of an evaluation batch, if there are evaluations.
+    pub eval_rows: Option<usize>,
+}
+
+/// Bytes of a run by part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The frozen model.
+    pub base: usize,
+    /// Trained parameters, and their copy in the compute type.
+    pub trainables: usize,
+    /// Their gradients.
+    pub gradients: usize,
+    /// The optimizer's state in memory.
+    pub optimizer: usize,
+    /// The most that a step's tensors take at once.
+    pub activations: usize,
+    /// Working memory of the threads.
+    pub scratch: usize,
+    /// What the process itself takes.
+    pub process: usize,
+    /// The most that loading takes at once, the process aside.
+    pub loading: usize,
+    /// The optimizer's state in a file; not part of the total.
+    pub paged: usize,
+}
+
+impl MemoryPlan {
+    /// The parts of a step by name, in order.
+    pub fn parts(&self) -> [(&'static str, usize); 7] {
+        [
+            ("base", self.base),
+            ("trainables", self.trainables),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("scratch", self.scratch),
+            ("process", self.process),
+        ]
+    }
+
+    /// The peak: of a step, or of loading if that is more.
+    pub fn total(&self) -> usize {
+        let step: usize = self.parts().iter().map(|(_, bytes)| bytes).sum();
+        step.max(self.loading + self.process)
+    }
+
+    /// The plan as JSON, in bytes.
+    pub fn to_json(&self) -> Value {
+        let mut all: serde_json::Map<_, _> =
+            self.parts().iter().map(|(name, bytes)| (name.to_string(), json!(bytes))).collect();
+        all.insert("loading".into(), json!(self.loading));
+        all.insert("paged".into(), json!(self.paged));
+        all.insert("total".into(), json!(self.total()));
+        Value::Object(all)
+    }
+}
+
+/// Plans runs of one model with one method.
+#[derive(Debug)]
+pub struct Planner {
+    model: Model,
+    trainables: usize,
+    loading: usize,
+}
+
+impl Planner {
+    /// The model of a folder, of which only `config.json` is read, with what `attach` puts on it. `dummy` weights are
+    /// made and not read.
+    ///
+    /// # Errors
+    /// When the configuration does not load, the backend can't plan, or attaching fails.
+    pub fn new(
+        model_dir: &Path,
+        backend: &Backend,
+        options: LoadOptions,
+        dummy: bool,
+        attach: impl FnOnce(&mut Model) -> Result<()>,
+    ) -> Result<Self> {
+        let config = ModelConfig::load(model_dir)?;
+        let planner = backend.planner()?;
+        let stored = if dummy {
+            StoredWeights { dtype: None, quant: None }
+        } else {
+            stored_weights(&model_dir.join("config.json"), &options)?
+        };
+        let mut model = Model::planned(config, &planner, options, stored)?;
+        attach(&mut model)?;
+        let trainables = model.params.bytes();
+        let loading = planner.arena().peak_bytes();
+        Ok(Planner { model, trainables, loading })
+    }
+
+    /// The plan of a run.
+    ///
+    /// # Errors
+    /// When the model refuses the batch.
+    pub fn plan(&mut self, arguments: &PlanArguments) -> Result<MemoryPlan> {
+        let backend = self.model.backend.clone();
+        let arena = backend.arena();
+        let held = arena.live_bytes() - self.model.params.grads().map_or(0, |g| g.capacity());
+        self.model.params.zero_grads()?;
+        let before = arena.live_bytes();
+        arena.reset_peak();
+        self.model.gradient_checkpointing = arguments.gradient_checkpointing;
+        let dropout = Dropout { seed: 0, step: 0, first_row: 0 };
+        self.model.train_step(&batch(arguments.rows, arguments.length), 1.0, Some(dropout))?;
+        if let Some(rows) = arguments.eval_rows {
+            self.model.evaluate(&batch(rows, arguments.length))?;
+        }
+        let elements = self.model.params.values().elements();
+        let (optimizer, paged) = arguments.optimizer.state_bytes(elements);
+        Ok(MemoryPlan {
+            base: held - self.trainables,
+            trainables: self.trainables,
+            gradients: before - held,
+            optimizer,
+            activations: arena.peak_bytes() - before,
+            scratch: backend.scratch_bytes(),
+            process: PROCESS_BYTES,
+            loading: self.loading,
+            paged,
+        })
+    }
+
+    /// The first plan that fits into `limit` bytes, in the order of what it costs in speed: smaller micro-batches
+    /// (divisors of the wanted ones, whose number grows), state of a paged optimizer in its file, checkpoints of a
+    /// layer.
+    ///
+    /// # Errors
+    /// When nothing fits; the message names the smallest plan and the longest sequences that would.
+    pub fn fit(&mut self, wanted: &PlanArguments, limit: usize) -> Result<(PlanArguments, MemoryPlan)> {
+        let mut smallest: Option<(PlanArguments, MemoryPlan)> = None;
+        for candidate in candidates(wanted) {
+            let plan = self.plan(&candidate)?;
+            if plan.total() <= limit {
+                return Ok((candidate, plan));
+            }
+            if smallest.as_ref().is_none_or(|(_, least)| plan.total() < least.total()) {
+                smallest = Some((candidate, plan));
+            }
+        }
+        let Some((least, plan)) = smallest else {
+            return Err(Error::config(
+                "training",
+                "memory_limit",
+                "expected at least one sequence per batch",
+            ));
+        };
+        let mut advice = "a smaller --r, --quant nf4 or a smaller model would need less".to_string();
+        let mut length = least.length / 2;
+        while length >= 16 {
+            if self.plan(&PlanArguments { length, ..least.clone() })?.total() <= limit {
+                advice = format!("--max-length {length} fits");
+                break;
+            }
+            length /= 2;
+        }
+        let gigabytes = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
+        Err(Error::config(
+            "training",
+            "memory_limit",
+            format!(
+                "{} is too little: the least, with micro-batches of {}, --gradient-checkpointing={}{} and sequences of \
+                 {} tokens, takes {}; {advice}",
+                gigabytes(limit),
+                least.rows,
+                least.gradient_checkpointing,
+                if plan.paged > 0 { ", optimizer state in a file" } else { "" },
+                least.length,
+                gigabytes(plan.total()),
+            ),
+        ))
+    }
+}
+
+/// What a run may be changed to, cheapest first; the wanted settings themselves at the head.
+fn candidates(wanted: &PlanArguments) -> Vec<PlanArguments> {
+    let rows: Vec<usize> = (1..=wanted.rows).rev().filter(|rows| wanted.rows.is_multiple_of(*rows)).collect();
+    let mut checkpoints = vec![wanted.gradient_checkpointing];
+    if wanted.gradient_checkpointing == 0 {
+        checkpoints.push(1);
+    }
+    let mut all = Vec::new();
+    for gradient_checkpointing in checkpoints {
+        for paged in [false, true] {
+            for rows in &rows {
+                let mut candidate = PlanArguments { rows: *rows, gradient_checkpointing, ..wanted.clone() };
+                if paged {
+                    if wanted.optimizer.optimizer_memory.is_some() || !wanted.optimizer.optim.is_paged() {
+                        continue;
+                    }
+                    candidate.optimizer.optimizer_memory = Some(0);
+                }
+                all.push(candidate);
+            }
+        }
+    }
+    all
+}
+
+/// Sequences of equal length, every token of which counts.
+fn batch(rows: usize, length: usize) -> Batch {
+    let mut batch = Batch::new();
+    for _ in 0..rows {
+        batch.push(&vec![0; length], &vec![0; length]);
+    }
+    batch
+}
+
+/// What config.json says of the files: the tensors' type (f32 where it is silent) and bitsandbytes' settings.
+fn stored_weights(path: &Path, options: &LoadOptions) -> Result<StoredWeights> {
+    let config: Value =
+        serde_json::from_str(&read_text(path)?).map_err(|e| Error::format(path, format!("not JSON: {e}")))?;
+    let name = config.get("dtype").or(config.get("torch_dtype")).and_then(Value::as_str).unwrap_or("float32");
+    let dtype = match name.trim_start_matches("torch.") {
+        "float32" => DType::F32,
+        "bfloat16" => DType::BF16,
+        "float16" => DType::F16,
+        other => return Err(Error::config(path.display(), "dtype", format!("`{other}` is not supported"))),
+    };
+    let quant = match config.get("quantization_config") {
+        None => None,
+        Some(settings) => {
+            let format = settings.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4");
+            let double_quant = settings.get("bnb_4bit_use_double_quant").and_then(Value::as_bool);
+            Some(QuantConfig {
+                double_quant: double_quant.unwrap_or(false),
+                ..QuantConfig::new(Format::by_name(format)?)
+            })
+        }
+    };
+    Ok(StoredWeights { dtype: Some(dtype), quant: if options.quant.is_some() { None } else { quant } })
+}

@@ -1,0 +1,173 @@
+//! The memory plan, made from config.json alone, against what the allocator counted in a run; and plans that are made
+//! to fit.
+
+mod common;
+
+use common::golden::path;
+use lowrank::adapter::LoraConfig;
+use lowrank::adapter::lora::{attach, attach_full};
+use lowrank::backend::Backend;
+use lowrank::backend::cpu::Cpu;
+use lowrank::model::{Batch, LoadOptions, Model, ModelConfig};
+use lowrank::optim::{Optimizer, OptimizerArguments};
+use lowrank::quant::{Format, QuantConfig};
+use lowrank::train::{PlanArguments, Planner};
+use lowrank::{DType, Result};
+use serde_json::json;
+use std::path::Path;
+
+const LENGTH: usize = 96;
+
+/// A model that is large enough to have blocks of all kinds, as a folder.
+fn make_model(folder: &Path) {
+    let config = json!({
+        "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 8001, "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": true,
+        "dtype": "float32",
+    });
+    let source = folder.join("source");
+    std::fs::create_dir_all(&source).unwrap();
+    std::fs::write(source.join("config.json"), config.to_string()).unwrap();
+    let backend = Cpu::new(None).unwrap();
+    let mut model = Model::random(ModelConfig::load(&source).unwrap(), &backend, DType::F32, 1).unwrap();
+    attach_full(&mut model).unwrap();
+    lowrank::model::save::save_model(&model, &source, folder).unwrap();
+}
+
+fn batch(rows: usize) -> Batch {
+    let mut batch = Batch::new();
+    for row in 0..rows {
+        let ids: Vec<u32> = (0..LENGTH as u32).map(|i| (i * 37 + row as u32) % 8001).collect();
+        batch.push(&ids, &ids.iter().map(|id| *id as i32).collect::<Vec<_>>());
+    }
+    batch
+}
+
+fn adapt(model: &mut Model, full: bool) -> Result<()> {
+    if full {
+        return attach_full(model);
+    }
+    let mut config = LoraConfig { r: 8, lora_dropout: 0.1, ..LoraConfig::default() };
+    attach(model, &mut config, 3)
+}
+
+/// What a run of two steps takes: the arena's peak, the mapped weights and the threads' scratch memory.
+fn measure(folder: &Path, options: LoadOptions, dummy: bool, full: bool, arguments: &PlanArguments) -> usize {
+    let backend = Cpu::new(None).unwrap();
+    let mut model = if dummy {
+        Model::random(ModelConfig::load(folder).unwrap(), &backend, options, 1).unwrap()
+    } else {
+        Model::load(folder, &backend, options).unwrap()
+    };
+    adapt(&mut model, full).unwrap();
+    model.gradient_checkpointing = arguments.gradient_checkpointing;
+    let temporary = tempfile::tempdir().unwrap();
+    let mut optimizer =
+        Optimizer::new(&backend, &model.params, arguments.optimizer.clone(), temporary.path()).unwrap();
+    for step in 0..2 {
+        model.params.zero_grads().unwrap();
+        let dropout = lowrank::autograd::Dropout { seed: 1, step, first_row: 0 };
+        model.train_step(&batch(arguments.rows), 1.0, Some(dropout)).unwrap();
+        optimizer.step(&backend, &mut model.params, 1e-3, 1.0).unwrap();
+    }
+    if let Some(rows) = arguments.eval_rows {
+        model.evaluate(&batch(rows)).unwrap();
+    }
+    let params = model.parameters_mut();
+    let frozen = params.iter().filter_map(|(_, parameter)| match parameter {
+        lowrank::model::Parameter::Frozen(lowrank::model::Weight::Dense(tensor)) if tensor.is_mapped() => {
+            Some(tensor.bytes())
+        }
+        _ => None,
+    });
+    let mapped: usize = frozen.sum();
+    backend.arena().peak_bytes() + backend.scratch_bytes() + mapped
+}
+
+fn planner(folder: &Path, backend: &Backend, options: LoadOptions, dummy: bool, full: bool) -> Planner {
+    Planner::new(folder, backend, options, dummy, |model| adapt(model, full)).unwrap()
+}
+
+fn arguments(rows: usize, gradient_checkpointing: usize, optim: &str) -> PlanArguments {
+    let optimizer = OptimizerArguments { optim: optim.parse().unwrap(), ..OptimizerArguments::default() };
+    PlanArguments { rows, length: LENGTH, gradient_checkpointing, optimizer, eval_rows: None }
+}
+
+#[test]
+fn plans_meet_measurements() {
+    let folder = tempfile::tempdir().unwrap();
+    make_model(folder.path());
+    let backend = Cpu::new(None).unwrap();
+    let quant = |name: &str| (name != "none").then(|| QuantConfig::new(Format::by_name(name).unwrap()));
+    let mut worst = 0f64;
+    for (quantized, dtype, dummy, full) in [
+        ("none", DType::F32, false, false),
+        ("none", DType::BF16, false, false),
+        ("nf4", DType::F32, false, false),
+        ("nf4", DType::BF16, false, false),
+        ("int8", DType::BF16, false, false),
+        ("int4-asym", DType::BF16, true, false),
+        ("none", DType::F32, false, true),
+        ("none", DType::BF16, false, true),
+    ] {
+        let options = LoadOptions { dtype, quant: quant(quantized) };
+        let mut planner = planner(folder.path(), &backend, options, dummy, full);
+        for (rows, checkpointing, optim, eval_rows) in [
+            (1, 0, "adamw_torch", None),
+            (4, 0, "adamw_8bit", None),
+            (1, 1, "lion", None),
+            (4, 1, "sgd", Some(8)),
+            (4, 2, "paged_adamw_32bit", None),
+        ] {
+            let wanted = PlanArguments { eval_rows, ..arguments(rows, checkpointing, optim) };
+            let plan = planner.plan(&wanted).unwrap();
+            let planned = plan.total() - plan.process;
+            let measured = measure(folder.path(), options, dummy, full, &wanted);
+            let ratio = planned as f64 / measured as f64;
+            worst = worst.max((ratio - 1.0).abs());
+            assert!(
+                (0.95..1.05).contains(&ratio),
+                "{quantized} {dtype} dummy {dummy} full {full}: planned {planned}, measured {measured}, {wanted:?} {plan:?}"
+            );
+        }
+    }
+    println!("worst deviation: {:.2}%", 100.0 * worst);
+}
+
+#[test]
+fn plans_of_quantized_checkpoints_and_every_family() {
+    let backend = Cpu::new(None).unwrap();
+    for family in ["gpt2", "llama", "mistral", "qwen2", "qwen3", "quant/llama_nf4_nested"] {
+        let folder = path(family);
+        let options = LoadOptions::from(DType::BF16);
+        let wanted = PlanArguments { length: 32, ..arguments(2, 0, "adamw_torch") };
+        let plan = planner(&folder, &backend, options, false, false).plan(&wanted).unwrap();
+        assert!(plan.base > 0 && plan.activations > 0 && plan.trainables > 0, "{family}: {plan:?}");
+    }
+}
+
+#[test]
+fn runs_are_made_to_fit_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    make_model(folder.path());
+    let backend = Cpu::new(None).unwrap();
+    let options = LoadOptions::from(DType::BF16);
+    let mut planner = planner(folder.path(), &backend, options, false, false);
+    let wanted = arguments(4, 0, "paged_adamw_32bit");
+    let whole = planner.plan(&wanted).unwrap();
+    let (same, _) = planner.fit(&wanted, whole.total()).unwrap();
+    assert_eq!(same, wanted);
+    let (smaller, plan) = planner.fit(&wanted, whole.total() - 1).unwrap();
+    assert_eq!((smaller.rows, smaller.gradient_checkpointing), (2, 0));
+    assert!(plan.total() < whole.total());
+    let measured = measure(folder.path(), options, false, false, &smaller);
+    assert!(measured + plan.process <= whole.total() - 1, "{measured} {plan:?}");
+    let least = planner.plan(&arguments(1, 1, "adamw_torch")).unwrap();
+    let (checkpointed, _) = planner.fit(&arguments(4, 0, "adamw_torch"), least.total()).unwrap();
+    assert_eq!((checkpointed.rows, checkpointed.gradient_checkpointing), (1, 1));
+    let refused = planner.fit(&arguments(4, 0, "adamw_torch"), least.total() - 1).unwrap_err().to_string();
+    assert!(refused.contains("memory_limit") && refused.contains("--max-length 48 fits"), "{refused}");
+    let refused = planner.fit(&wanted, 1 << 20).unwrap_err().to_string();
+    assert!(refused.contains("--quant nf4"), "{refused}");
+}
