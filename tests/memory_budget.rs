@@ -162,7 +162,7 @@ fn runs_are_made_to_fit_or_refused() {
     assert_eq!((smaller.rows, smaller.gradient_checkpointing), (2, 0));
     assert!(plan.total() < whole.total());
     let measured = measure(folder.path(), options, false, false, &smaller);
-    assert!(measured + plan.process <= whole.total() - 1, "{measured} {plan:?}");
+    assert!(measured + plan.process < whole.total(), "{measured} {plan:?}");
     let least = planner.plan(&arguments(1, 1, "adamw_torch")).unwrap();
     let (checkpointed, _) = planner.fit(&arguments(4, 0, "adamw_torch"), least.total()).unwrap();
     assert_eq!((checkpointed.rows, checkpointed.gradient_checkpointing), (1, 1));
