@@ -164,6 +164,19 @@ fn settings_that_do_not_fit_the_checkpoint() {
 }
 
 #[test]
+fn merging_into_a_quantized_base() {
+    let output = tempfile::tempdir().unwrap();
+    let adapter = path(&format!("llama/{}", common::golden::variants("llama")[0]));
+    let error = lowrank::adapter::merge::merge(
+        &path("quant/llama_nf4_nested"),
+        &adapter,
+        &output.path().join("merged"),
+    );
+    expect(&error.unwrap_err().to_string(), &["proj.weight", "quantized from"]);
+    assert!(!output.path().join("merged").exists());
+}
+
+#[test]
 fn weights_that_are_not_finite() {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(path("llama/config.json"), folder.path().join("config.json")).unwrap();

@@ -11,6 +11,7 @@ use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::{sync_folder, temporary_sibling};
+use crate::model::bnb;
 use crate::model::save::{SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_sharded};
 use crate::model::stored::{full_name, head_name, stored_modules};
 use crate::model::{Checkpoint, ModelConfig};
@@ -70,6 +71,15 @@ pub fn merge_sharded(
     let config = ModelConfig::load(model_dir)?;
     let lora = LoraConfig::load(adapter_dir)?;
     let base = Checkpoint::open(model_dir)?;
+    if let Some(name) = base.names().find(|name| bnb::is_quantized(&base, name)) {
+        return Err(Error::tensor(
+            name,
+            format!(
+                "{} is quantized, and a change of few bits would be lost; merge into the model that it was quantized from",
+                model_dir.display()
+            ),
+        ));
+    }
     let adapter = open_adapter(adapter_dir)?;
     let adapter_file = adapter_dir.join(ADAPTER_FILE);
     let targets = select_targets(&lora, &stored_modules(&base, &config), &config.model_type)?;
