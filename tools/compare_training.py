@@ -30,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 LEARNING_RATE, RANK, ALPHA = 2e-4, 16, 32
 # Largest difference of a step's loss that --check accepts: rounding order in f32, the format's precision in bf16.
 LOSS_TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}
+# With a quantized base, whose constants get other codes in bitsandbytes here and there (see compare_loss.py).
+QUANTIZED_LOSS_TOLERANCE = {"f32": 3e-3, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def check(case: Case, ours: Run, peer: Run) -> dict:
         raise SystemExit(f"error: {case}: {len(ours.losses)} steps against {len(peer.losses)}")
     loss = max(abs(a - b) for a, b in zip(ours.losses, peer.losses))
     norm = max(abs(a - b) / b for a, b in zip(ours.grad_norms, peer.grad_norms))
-    passed = loss <= LOSS_TOLERANCE[case.dtype]
+    passed = loss <= (LOSS_TOLERANCE if case.quant == "none" else QUANTIZED_LOSS_TOLERANCE)[case.dtype]
     word = "agrees" if passed else "DIFFERS"
     print(f"{case}: {word}: largest loss difference {loss:.2e}, largest relative gradient norm difference {norm:.2e}")
     return {"loss_difference": loss, "grad_norm_relative_difference": norm, "passed": passed}
