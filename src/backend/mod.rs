@@ -236,11 +236,6 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         0
     }
 
-    /// Runs `job`, a sequence of operations, where they start fastest; see `dyn Kernels::within`.
-    fn enter(&self, job: &mut (dyn FnMut() + Send)) {
-        job();
-    }
-
     /// A tensor with unspecified content.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor>;
 
@@ -463,14 +458,6 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
 }
 
 impl dyn Kernels {
-    /// Runs `job` where operations start fastest: on the CPU, on one of the threads that compute, which saves
-    /// the way to them and back at each operation.
-    pub fn within<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
-        let (mut job, mut result) = (Some(job), None);
-        self.enter(&mut || result = job.take().map(|job| job()));
-        result.expect("a backend runs what it is given")
-    }
-
     /// A tensor of zeros.
     ///
     /// # Errors

@@ -109,10 +109,6 @@ impl Model {
     /// # Errors
     /// When a token is outside the vocabulary, a sequence too long, or memory can't be had.
     pub fn train_step(&self, batch: &Batch, grad_scale: f32, dropout: Option<Dropout>) -> Result<Tensor> {
-        self.backend.within(|| self.train_step_here(batch, grad_scale, dropout))
-    }
-
-    fn train_step_here(&self, batch: &Batch, grad_scale: f32, dropout: Option<Dropout>) -> Result<Tensor> {
         let mut tape = Tape::training(&self.backend, &self.params, self.dtype, dropout);
         let pass = self.pass(batch, 0)?;
         let hidden = pass.hidden(&mut tape, None)?;
@@ -129,11 +125,9 @@ impl Model {
     /// # Errors
     /// As [`Model::train_step`].
     pub fn evaluate(&self, batch: &Batch) -> Result<Tensor> {
-        self.backend.within(|| {
-            let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
-            let hidden = self.pass(batch, 0)?.hidden(&mut tape, None)?;
-            Ok(tape.linear_cross_entropy(&hidden, &self.head, &batch.targets, 1.0)?.losses)
-        })
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        let hidden = self.pass(batch, 0)?.hidden(&mut tape, None)?;
+        Ok(tape.linear_cross_entropy(&hidden, &self.head, &batch.targets, 1.0)?.losses)
     }
 
     /// Logits of every token: f32 `[tokens, vocab_size]`.
@@ -141,11 +135,9 @@ impl Model {
     /// # Errors
     /// As [`Model::train_step`].
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        self.backend.within(|| {
-            let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
-            let hidden = self.pass(batch, 0)?.hidden(&mut tape, None)?;
-            self.head_logits(&hidden.tensor)
-        })
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        let hidden = self.pass(batch, 0)?.hidden(&mut tape, None)?;
+        self.head_logits(&hidden.tensor)
     }
 
     /// Feeds tokens after those in `cache` and gives the logits of the last one: f32 `[1, vocab_size]`.
@@ -170,12 +162,10 @@ impl Model {
             targets: vec![crate::backend::IGNORE_INDEX; input_ids.len()],
             lengths: vec![input_ids.len()],
         };
-        self.backend.within(|| {
-            let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
-            let hidden = self.pass(&batch, cache.len)?.hidden(&mut tape, Some(cache))?;
-            cache.len += input_ids.len();
-            self.head_logits(&hidden.tensor.slice(input_ids.len() - 1..input_ids.len())?)
-        })
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        let hidden = self.pass(&batch, cache.len)?.hidden(&mut tape, Some(cache))?;
+        cache.len += input_ids.len();
+        self.head_logits(&hidden.tensor.slice(input_ids.len() - 1..input_ids.len())?)
     }
 
     /// An empty cache for up to `capacity` tokens of one sequence.

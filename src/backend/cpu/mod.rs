@@ -13,6 +13,7 @@ mod ops;
 mod optimizer;
 mod quant;
 mod rows;
+mod team;
 
 pub use isa::Isa;
 
@@ -24,10 +25,10 @@ use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
 use bindings::kernel_table;
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use team::Team;
 
 /// A function of the kernel table.
 macro_rules! kernel {
@@ -41,7 +42,7 @@ pub(crate) use kernel;
 pub struct Cpu {
     arena: Arena,
     table: kernel_table,
-    pool: Arc<rayon::ThreadPool>,
+    team: Arc<Team>,
     threads: usize,
     scratch: AtomicUsize, // bytes that the threads' scratch memory has grown to
     plan: Option<Arena>,  // of a planner: where indices are, which operations look at
@@ -104,15 +105,12 @@ impl Cpu {
         let threads = threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
             .clamp(1, 1024);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("lowrank-{i}"))
-            .build()
+        let team = Team::new(threads)
             .map_err(|e| Error::Unsupported(format!("{threads} threads can't be started: {e}")))?;
         Ok(Arc::new(Cpu {
             arena: Arena::new(),
             table: isa.table(),
-            pool: Arc::new(pool),
+            team: Arc::new(team),
             threads,
             scratch: AtomicUsize::new(0),
             plan: None,
@@ -163,7 +161,7 @@ impl Cpu {
         if jobs == 1 || self.threads == 1 {
             (0..jobs).for_each(job);
         } else {
-            self.pool.install(|| (0..jobs).into_par_iter().with_max_len(1).for_each(job));
+            self.team.run(jobs, &job);
         }
     }
 
@@ -238,7 +236,7 @@ impl Kernels for Cpu {
         Ok(Arc::new(Cpu {
             arena: Arena::counting(),
             table: self.table,
-            pool: self.pool.clone(),
+            team: self.team.clone(),
             threads: self.threads,
             scratch: AtomicUsize::new(0),
             plan: Some(Arena::new()),
@@ -247,10 +245,6 @@ impl Kernels for Cpu {
 
     fn scratch_bytes(&self) -> usize {
         self.scratch.load(Ordering::Relaxed)
-    }
-
-    fn enter(&self, job: &mut (dyn FnMut() + Send)) {
-        self.pool.install(job);
     }
 
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {

@@ -7,7 +7,6 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
-use rayon::prelude::*;
 
 /// Elements per job below which sharing out costs more than it gains.
 pub(super) const GRAIN: usize = 1 << 13;
@@ -382,13 +381,13 @@ impl Cpu {
         }
         let n = x.elements();
         let x = Shared(x.host::<f32>()?.cast_mut());
-        let sum = |block: usize| {
+        let mut sums = vec![0f32; n.div_ceil(SUM_BLOCK)];
+        let to = Shared(sums.as_mut_ptr());
+        self.run(sums.len(), |block| {
             let start = block * SUM_BLOCK;
-            // SAFETY: the block lies inside the tensor.
-            unsafe { kernel!(self, sum_squares)(x.at(start), SUM_BLOCK.min(n - start)) }
-        };
-        let sums: Vec<f32> =
-            self.pool.install(|| (0..n.div_ceil(SUM_BLOCK)).into_par_iter().map(sum).collect());
+            // SAFETY: the block lies inside the tensor; each job writes its own sum.
+            unsafe { *to.at(block) = kernel!(self, sum_squares)(x.at(start), SUM_BLOCK.min(n - start)) };
+        });
         Ok(sums.into_iter().map(f64::from).sum())
     }
 }
