@@ -4,7 +4,7 @@ use std::env;
 
 const SOURCES: [&str; 8] =
     ["attention", "cross_entropy", "elementwise", "gemm", "norm", "optimizer", "quant", "table"];
-const HEADERS: [&str; 7] = ["gemm_kernel", "gemv_4bit", "kernels", "quant", "simd", "table", "vmath"];
+const HEADERS: [&str; 7] = ["gemm_kernel", "gemv", "kernels", "quant", "simd", "table", "vmath"];
 
 fn main() {
     for source in SOURCES {

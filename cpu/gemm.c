@@ -2,7 +2,7 @@
 // in chunks of k that stay in cache and used for all rows of A, which the caller has packed once. Accumulators pass from chunk to chunk
 // and term to term through f32 memory, which changes no bits.
 #include "gemm_kernel.h"
-#include "gemv_4bit.h"
+#include "gemv.h"
 #include "table.h"
 
 static size_t pack_a_units(size_t m, size_t k, int32_t bf16) { return m * units(k, bf16); }
@@ -167,13 +167,6 @@ static void copy_tiles(const struct job *job, tile_copy copy) {
     }
 }
 
-// The product of a few rows with a quantized operand, where there is a kernel for it: the units of k that it did.
-static size_t few_rows(const struct job *job, const struct gemm_term *term, int first) {
-    const struct quantized *q = term->b.quantized;
-    if (!q || !term->b.transposed || !job->g->bf16 || job->panels > 1) return 0;
-    return few_rows_4bit(q, job->column, job->g->m, term->a, term->k, job->accumulators, first);
-}
-
 static void panels(const struct gemm_args *g, size_t column, size_t count, size_t first, size_t last,
                    float *scratch) {
     size_t rows = tile_rows(g->m), last_row = last * rows < g->m ? last * rows : g->m;
@@ -184,7 +177,9 @@ static void panels(const struct gemm_args *g, size_t column, size_t count, size_
         started = 1;
     }
     for (size_t t = 0; t < g->n_terms; t++) {
-        size_t done = few_rows(&job, &g->terms[t], !started);
+        const struct gemm_term *term = &g->terms[t];
+        size_t done =
+            g->bf16 ? few_rows(&term->b, column, count, g->n, g->m, term->a, term->k, job.accumulators, !started) : 0;
         started |= done > 0;
         for (size_t u0 = done; u0 < units(g->terms[t].k, g->bf16); u0 += KC) {
             add_chunk(&job, chunk_at(g, column, t, u0), !started);

@@ -12,6 +12,9 @@ use std::borrow::Cow;
 /// Row tiles per job, so that a job's accumulators stay in the second-level cache.
 const TILES_PER_JOB: usize = 40;
 
+/// Products of at most this many rows are computed from registers (`cpu/gemv.h`), two panels at a time.
+const FEW_ROWS: usize = 4;
+
 /// Products below this many multiplications run on the calling thread.
 const SERIAL_WORK: usize = 1 << 17;
 
@@ -142,7 +145,7 @@ impl Cpu {
         let m = args.m;
         let panels = args.n.div_ceil(width);
         let tiles = self.tiles(m);
-        let together = self.panels_per_job(panels, tiles);
+        let together = self.panels_per_job(panels, tiles, m <= FEW_ROWS && args.bf16 != 0);
         let groups = panels.div_ceil(together);
         let mut tiles_per_job = tiles.min(TILES_PER_JOB);
         if groups < 3 * self.threads && !groups.is_multiple_of(self.threads) {
@@ -170,9 +173,9 @@ impl Cpu {
 
     /// Neighbouring panels that a job takes: they share reads of A, and pages of an untransposed B. One where
     /// there are few rows, so that B stays in the first-level cache; else as many as keep the threads evenly busy.
-    fn panels_per_job(&self, panels: usize, tiles: usize) -> usize {
+    fn panels_per_job(&self, panels: usize, tiles: usize, few: bool) -> usize {
         if tiles < 8 {
-            return 1;
+            return if few { 2.min(panels) } else { 1 };
         }
         let even = |groups: usize| groups.is_multiple_of(self.threads) || groups >= 8 * self.threads;
         let fits = |together: &usize| {

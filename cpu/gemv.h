@@ -1,7 +1,7 @@
-// Products of a few rows with a matrix of four-bit codes, decoded in registers: what decoding a text needs runs at
-// the speed of memory. Accumulators see k ascending, each element rounded to bf16, as everywhere.
-#ifndef LOWRANK_GEMV_4BIT_H
-#define LOWRANK_GEMV_4BIT_H
+// Products of a few rows with a matrix in bf16 or in codes of four bits, which goes from memory to registers and no
+// further: what decoding a text needs. Accumulators see k ascending, each element rounded to bf16, as everywhere.
+#ifndef LOWRANK_GEMV_H
+#define LOWRANK_GEMV_H
 
 #include "gemm_kernel.h"
 
@@ -9,6 +9,9 @@
 #define GEMV_ROWS 4
 
 #if defined(LOWRANK_AVX512BF16)
+// Groups of sixteen columns that are taken at once at most: two panels.
+#define MAX_GROUPS (2 * NV)
+
 // Blocks of a row whose constants are prepared at a time.
 #define GEMV_BLOCKS 16
 
@@ -111,74 +114,124 @@ INLINE void add_eight(vf *acc, const int m, vi codes, const uint32_t *a, const s
     }
 }
 
-// c[m][NR] (+)= A B for the NR columns of B that are q's rows from `row` on; returns the units of k that were done,
-// all of them unless a scale is too small.
-INLINE size_t gemv_4bit(const int m, const int zeros, const struct quantized *q, size_t row, const uint32_t *a,
-                        size_t k, float *c, int first) {
+// The accumulators of row i and group g of sixteen columns: c is [panels][m][NR].
+INLINE float *place(float *c, int m, int g, int i) { return c + ((g / NV) * m + i) * NR + g % NV * LANES; }
+
+INLINE void load_accumulators(vf acc[][GEMV_ROWS], const int m, const int groups, float *c, int first) {
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++)
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) acc[g][i] = first ? vf_zero() : vf_load(place(c, m, g, i));
+}
+
+INLINE void store_accumulators(vf acc[][GEMV_ROWS], const int m, const int groups, float *c) {
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++)
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) vf_store(place(c, m, g, i), acc[g][i]);
+}
+
+// How far ahead to ask for a line: rows that are short are followed by the next groups'; long ones are asked for within
+// themselves.
+INLINE size_t ahead_of(size_t row_bytes, int groups) { return row_bytes <= 1536 ? row_bytes * groups * LANES : 512; }
+
+// c (+)= A B for the columns of B that are q's rows from `row` on, sixteen a group: several groups hide the latency of
+// an accumulator's chain. Returns the units of k that were done, all of them unless a scale is too small.
+INLINE size_t gemv_4bit(const int m, const int groups, const int zeros, const struct quantized *q, size_t row,
+                        const uint32_t *a, size_t k, float *c, int first) {
     const vf table = vf_load(q->levels);
     const int shift = __builtin_ctzll(q->block_cols);
-    size_t span = GEMV_BLOCKS * q->block_cols, done = 0;
-    // Rows that are short are followed by the next group's; long ones are asked for within themselves.
-    size_t ahead = q->cols / 2 <= 1024 ? NR * q->cols / 2 : 512;
-    struct gemv_constants constants[NV];
-    vi codes[NV][LANES];
-    vf acc[NV][GEMV_ROWS];
-#pragma GCC unroll 2
-    for (int g = 0; g < NV; g++)
-#pragma GCC unroll 4
-        for (int i = 0; i < m; i++)
-            acc[g][i] = first ? vf_zero() : vf_load(c + i * NR + g * LANES);
+    size_t span = GEMV_BLOCKS * q->block_cols, done = 0, ahead = ahead_of(q->cols / 2, groups);
+    struct gemv_constants constants[MAX_GROUPS];
+    vi codes[MAX_GROUPS][LANES];
+    vf acc[MAX_GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, groups, c, first);
     for (; done < k; done += span) {
         size_t left = k - done < span ? k - done : span;
         size_t blocks = (left + q->block_cols - 1) / q->block_cols;
         int safe = 1;
-        for (int g = 0; g < NV; g++)
+        for (int g = 0; g < groups; g++)
             safe &= prepare_constants(&constants[g], q, row + (size_t)g * LANES, done / q->block_cols, blocks);
         if (!safe) break;
         for (size_t at = 0; at < left; at += 8 * LANES) {
             size_t bytes = (left - at < 8 * LANES ? left - at : 8 * LANES) / 2;
-            for (int g = 0; g < NV; g++)
+            for (int g = 0; g < groups; g++)
                 load_codes(codes[g], q, row + (size_t)g * LANES, (done + at) / 2, bytes, ahead);
             const uint32_t *units_of_a = a + (done + at) / 2 * (size_t)m;
             for (size_t j = 0; j < bytes / 4; j++, units_of_a += 4 * m) {
                 size_t block = (at + 8 * j) >> shift;
-#pragma GCC unroll 2
-                for (int g = 0; g < NV; g++)
+#pragma GCC unroll 4
+                for (int g = 0; g < groups; g++)
                     add_eight(acc[g], m, codes[g][j], units_of_a, &constants[g], block, table, zeros);
             }
         }
     }
-#pragma GCC unroll 2
-    for (int g = 0; g < NV; g++)
-#pragma GCC unroll 4
-        for (int i = 0; i < m; i++)
-            vf_store(c + i * NR + g * LANES, acc[g][i]);
+    store_accumulators(acc, m, groups, c);
     return (done < k ? done : k) / 2;
 }
 
-#define GEMV(m)                                                                                                 \
-    static size_t gemv_4bit_##m(const struct quantized *q, size_t row, const uint32_t *a, size_t k, float *c,   \
-                                int first) {                                                                    \
-        return q->zeros ? gemv_4bit(m, 1, q, row, a, k, c, first) : gemv_4bit(m, 0, q, row, a, k, c, first);    \
+// The same for a matrix in bf16, of which 32 elements of each row are taken at a time.
+INLINE size_t gemv_bf16(const int m, const int groups, const struct gemm_operand *b, size_t row, const uint32_t *a,
+                        size_t k, float *c, int first) {
+    size_t ahead = ahead_of(b->ld * sizeof(uint16_t), groups), ku = units(k, 1);
+    vi pairs[MAX_GROUPS][LANES];
+    vf acc[MAX_GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, groups, c, first);
+    for (size_t u = 0; u < ku; u += LANES, a += LANES * m) {
+        size_t left = k - 2 * u;
+        for (int g = 0; g < groups; g++) {
+            const char *from = (const char *)b->data + ((row + (size_t)g * LANES) * b->ld + 2 * u) * sizeof(uint16_t);
+#pragma GCC unroll 16
+            for (size_t i = 0; i < LANES; i++, from += b->ld * sizeof(uint16_t)) {
+                __builtin_prefetch(from + ahead, 0, 3);
+                pairs[g][i] = units_of_row(from, left < 2 * LANES ? left : 2 * LANES, TYPE_BF16, 1);
+            }
+            transpose16(pairs[g]);
+        }
+        size_t count = ku - u < LANES ? ku - u : LANES;
+        for (size_t j = 0; j < count; j++)
+#pragma GCC unroll 4
+            for (int g = 0; g < groups; g++)
+#pragma GCC unroll 4
+                for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[j * m + i], pairs[g][j]);
     }
-GEMV(1)
-GEMV(2)
-GEMV(3)
-GEMV(4)
+    store_accumulators(acc, m, groups, c);
+    return ku;
+}
 
-// Units of k that were done, 0 if it can't be done so.
-static size_t few_rows_4bit(const struct quantized *q, size_t column, size_t m, const uint32_t *a, size_t k, float *c,
-                            int first) {
-    static size_t (*const kernels[GEMV_ROWS])(const struct quantized *, size_t, const uint32_t *, size_t, float *,
-                                              int) = {gemv_4bit_1, gemv_4bit_2, gemv_4bit_3, gemv_4bit_4};
-    int whole_blocks = q->block_rows <= 1 && q->cols % q->block_cols == 0;
-    if (m > GEMV_ROWS || q->format != CODES_4BIT || !whole_blocks || column + NR > q->rows) return 0;
-    return kernels[m - 1](q, column, a, k, c, first);
+#define GEMV(m, groups)                                                                                             \
+    static size_t gemv_##m##_##groups(const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k,        \
+                                      float *c, int first) {                                                        \
+        const struct quantized *q = b->quantized;                                                                   \
+        if (!q) return gemv_bf16(m, groups, b, row, a, k, c, first);                                                \
+        if (q->zeros) return gemv_4bit(m, groups, 1, q, row, a, k, c, first);                                       \
+        return gemv_4bit(m, groups, 0, q, row, a, k, c, first);                                                     \
+    }
+GEMV(1, 2)
+GEMV(2, 2)
+GEMV(3, 2)
+GEMV(4, 2)
+GEMV(1, 4)
+GEMV(2, 4)
+GEMV(3, 4)
+GEMV(4, 4)
+
+// Units of k that were done for the `panels` panels from `column` on, 0 if it can't be done so.
+static size_t few_rows(const struct gemm_operand *b, size_t column, size_t panels, size_t columns, size_t m,
+                       const uint32_t *a, size_t k, float *c, int first) {
+    typedef size_t (*kernel)(const struct gemm_operand *, size_t, const uint32_t *, size_t, float *, int);
+    static const kernel kernels[2][GEMV_ROWS] = {{gemv_1_2, gemv_2_2, gemv_3_2, gemv_4_2},
+                                                 {gemv_1_4, gemv_2_4, gemv_3_4, gemv_4_4}};
+    const struct quantized *q = b->quantized;
+    if (m > GEMV_ROWS || !b->transposed || panels > 2 || column + panels * NR > columns) return 0;
+    if (q ? q->format != CODES_4BIT || q->block_rows > 1 || q->cols % q->block_cols != 0 : b->type != TYPE_BF16)
+        return 0;
+    return kernels[panels - 1][m - 1](b, column, a, k, c, first);
 }
 #else
-static size_t few_rows_4bit(const struct quantized *q, size_t column, size_t m, const uint32_t *a, size_t k, float *c,
-                            int first) {
-    (void)q, (void)column, (void)m, (void)a, (void)k, (void)c, (void)first;
+static size_t few_rows(const struct gemm_operand *b, size_t column, size_t panels, size_t columns, size_t m,
+                       const uint32_t *a, size_t k, float *c, int first) {
+    (void)b, (void)column, (void)panels, (void)columns, (void)m, (void)a, (void)k, (void)c, (void)first;
     return 0;
 }
 #endif
