@@ -1,4 +1,4 @@
-//! The built-in demo: LoRA on a small model of the project's own, with held-out questions before and after.
+//! The built-in demo: LoRA and QLoRA on a small model of the project's own, with held-out questions before and after.
 
 use crate::generate::answer;
 use crate::progress::Progress;
@@ -10,10 +10,12 @@ use lowrank::data::{
     ChatTemplate, Dataset, DatasetOptions, Example, Loader, LoaderConfig, Record, Tokenizer, jsonl,
 };
 use lowrank::fs::write_atomic_bytes;
-use lowrank::model::Model;
+use lowrank::model::{LoadOptions, Model, Parameter};
+use lowrank::quant::{Format, QuantConfig};
 use lowrank::train::{Interval, Method, Trainer, TrainingArguments, evaluate};
 use lowrank::{DType, Error, Result};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Where the demo puts its files, in the present folder.
@@ -34,31 +36,110 @@ const FILES: [(&str, &[u8]); 8] = [
 /// Held-out questions whose answers are shown.
 const SHOWN: usize = 4;
 
+/// One way to hold the frozen base.
+struct Variant {
+    name: &'static str,
+    folder: &'static str,
+    what: &'static str,
+    quant: Option<&'static str>,
+}
+
+const VARIANTS: [Variant; 2] = [
+    Variant { name: "LoRA", folder: "lora", what: "the base in bf16, as it is stored", quant: None },
+    Variant {
+        name: "QLoRA",
+        folder: "qlora",
+        what: "the base's linear layers in 4-bit NF4",
+        quant: Some("nf4"),
+    },
+];
+
+/// What a variant came to.
+struct Outcome {
+    linear_bytes: usize,
+    losses: [(f64, f64); 2], // training and held-out rows, before and after
+    answers: [Vec<String>; 2],
+    seconds: f64,
+}
+
 pub fn run() -> Result<()> {
     let output = Path::new(OUTPUT);
     for (name, bytes) in FILES {
         write_atomic_bytes(&output.join(name), bytes)?;
     }
     let model_dir = output.join("model");
-    let backend = Cpu::new(None)?;
     let tokenizer = Tokenizer::load(&model_dir)?;
-    let mut model = Model::load(&model_dir, &backend, DType::F32)?;
-    let train = load(&output.join("train.jsonl"), &model_dir, &tokenizer, &model)?;
-    let held_out = load(&output.join("held_out.jsonl"), &model_dir, &tokenizer, &model)?;
     let questions = questions(&output.join("held_out.jsonl"))?;
+    let stop = stop_on_ctrl_c()?;
+    let outcomes = VARIANTS
+        .iter()
+        .map(|variant| learn(variant, output, &model_dir, &tokenizer, &questions, &stop))
+        .collect::<Result<Vec<_>>>()?;
 
-    eprintln!(
-        "A small Llama-type language model ({} parameters) has read a dictionary, but was",
-        model.base_elements()
+    println!(
+        "{:13} {:>10} {:>22} {:>22} {:>9}",
+        "", "base", "loss on training rows", "loss on held-out rows", "training"
     );
-    eprintln!(
-        "never asked about it. {} questions with answers teach it to answer; {} more, about",
-        train.len(),
-        held_out.len()
+    for (variant, outcome) in VARIANTS.iter().zip(&outcomes) {
+        let arrow = |(before, after): (f64, f64)| format!("{before:.3} -> {after:.3}");
+        let [before, after] = outcome.losses;
+        println!(
+            "{:13} {:>7.2} MB {:>22} {:>22} {:>7.0} s",
+            format!("{}, {}", variant.name, variant.quant.unwrap_or("bf16")),
+            outcome.linear_bytes as f64 / 1e6,
+            arrow((before.0, after.0)),
+            arrow((before.1, after.1)),
+            outcome.seconds
+        );
+    }
+    println!();
+    for (i, (question, expected)) in questions.iter().enumerate() {
+        println!("{question}\n  before:     {}", outcomes[0].answers[0][i]);
+        for (variant, outcome) in VARIANTS.iter().zip(&outcomes) {
+            println!("  {:11} {}", format!("{}:", variant.name), outcome.answers[1][i]);
+        }
+        println!("  dictionary: {expected}\n");
+    }
+    let command = "cargo run --release --example finetune --";
+    println!(
+        "The adapters are in {OUTPUT}/lora and {OUTPUT}/qlora (adapter_config.json, adapter_model.safetensors: PEFT"
     );
-    eprintln!("other nouns that it has read of, are held out. Computing on {}.\n", backend.name());
+    println!("loads them). Next:");
+    println!(
+        "  {command} generate --model {OUTPUT}/model --adapter {OUTPUT}/lora --chat \"What is a hammer?\""
+    );
+    println!("  {command} train --model DIR --data FILE --output DIR --quant nf4   (your model, your data)");
+    println!("  {command} --help");
+    Ok(())
+}
 
-    let before = answers(&model, &model_dir, &tokenizer, &questions)?;
+/// Trains an adapter on one variant of the base.
+fn learn(
+    variant: &Variant,
+    output: &Path,
+    model_dir: &Path,
+    tokenizer: &Tokenizer,
+    questions: &[(String, String)],
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let backend = Cpu::new(None)?;
+    let quant = variant.quant.map(Format::by_name).transpose()?.map(QuantConfig::new);
+    let mut model = Model::load(model_dir, &backend, LoadOptions { dtype: DType::F32, quant })?;
+    let train = load(&output.join("train.jsonl"), model_dir, tokenizer, &model)?;
+    let held_out = load(&output.join("held_out.jsonl"), model_dir, tokenizer, &model)?;
+    if variant.quant.is_none() {
+        eprintln!(
+            "A small Llama-type language model ({} parameters) has read a dictionary, but was",
+            model.base_elements()
+        );
+        eprintln!(
+            "never asked about it. {} questions with answers teach it to answer; {} more, about",
+            train.len(),
+            held_out.len()
+        );
+        eprintln!("other nouns that it has read of, are held out. Computing on {}.\n", backend.name());
+    }
+    let before = answers(&model, model_dir, tokenizer, questions)?;
     let mut config = LoraConfig {
         r: 16,
         lora_alpha: 32.0,
@@ -70,39 +151,31 @@ pub fn run() -> Result<()> {
     attach(&mut model, &mut config, 42)?;
     let trainable = model.params.elements();
     eprintln!(
-        "LoRA on all linear layers: {trainable} trained parameters, {:.1}% of the model's.",
+        "{}, {}: {trainable} trained parameters, {:.1}% of the model's.",
+        variant.name,
+        variant.what,
         100.0 * trainable as f64 / base as f64
     );
     let losses = |model: &Model| {
         Ok::<_, lowrank::Error>((evaluate(model, &train, 16)?.0, evaluate(model, &held_out, 16)?.0))
     };
-    let (train_before, held_out_before) = losses(&model)?;
-
+    let losses_before = losses(&model)?;
     let started = Instant::now();
-    train_adapter(&mut model, config, train.clone(), held_out.clone(), output)?;
+    let folder = output.join(variant.folder);
+    train_adapter(&mut model, config, train.clone(), held_out.clone(), &folder, stop)?;
     let seconds = started.elapsed().as_secs_f64();
-    let (train_after, held_out_after) = losses(&model)?;
-    let after = answers(&model, &model_dir, &tokenizer, &questions)?;
-
-    println!("loss on the training rows: {train_before:.3} -> {train_after:.3}");
-    println!("loss on held-out rows:     {held_out_before:.3} -> {held_out_after:.3}");
-    println!("training took {seconds:.0} seconds\n");
-    for (i, (question, expected)) in questions.iter().enumerate() {
-        println!(
-            "{question}\n  before:     {}\n  after:      {}\n  dictionary: {expected}\n",
-            before[i], after[i]
-        );
-    }
-    println!("The adapter is in {OUTPUT}/ (adapter_config.json, adapter_model.safetensors: PEFT loads it).");
-    println!("Next:");
-    println!(
-        "  cargo run --release --example finetune -- generate --model {OUTPUT}/model --adapter {OUTPUT} --chat \"What is a hammer?\""
-    );
-    println!(
-        "  cargo run --release --example finetune -- train --model DIR --data FILE --output DIR   (your model, your data)"
-    );
-    println!("  cargo run --release --example finetune -- --help");
-    Ok(())
+    let head = model.head.path.clone();
+    let linears = model.linears_mut().into_iter().filter(|linear| linear.path != head);
+    let bytes = linears.filter_map(|linear| match &linear.weight {
+        Parameter::Frozen(weight) => Some(weight.bytes()),
+        Parameter::Trainable(_) => None,
+    });
+    Ok(Outcome {
+        linear_bytes: bytes.sum(),
+        losses: [losses_before, losses(&model)?],
+        answers: [before, answers(&model, model_dir, tokenizer, questions)?],
+        seconds,
+    })
 }
 
 fn train_adapter(
@@ -111,6 +184,7 @@ fn train_adapter(
     train: Vec<Example>,
     held_out: Vec<Example>,
     output: &Path,
+    stop: &AtomicBool,
 ) -> Result<()> {
     let loader_config = LoaderConfig { per_device_train_batch_size: 16, ..LoaderConfig::default() };
     let loader = Loader::new(train, loader_config, 42)?;
@@ -121,14 +195,13 @@ fn train_adapter(
         eval_strategy: Interval::Epoch,
         ..TrainingArguments::default()
     };
-    let stop = stop_on_ctrl_c()?;
     let mut trainer = Trainer::new(model, Method::Lora(config), arguments, loader, held_out, output)?;
     let mut progress = Progress::new(trainer.total_steps(), 0);
-    let finished = trainer.run(&stop, &mut |event| progress.show(event));
+    let finished = trainer.run(stop, &mut |event| progress.show(event));
     progress.finish();
     finished.map_err(|error| match error {
         Error::Interrupted(_) => {
-            Error::Interrupted(format!("what was trained so far is in {OUTPUT}/checkpoint-*"))
+            Error::Interrupted(format!("what was trained so far is in {}/checkpoint-*", output.display()))
         }
         other => other,
     })?;
