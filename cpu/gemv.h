@@ -21,16 +21,19 @@ struct gemv_constants {
     float zero[GEMV_BLOCKS][2][LANES];
 };
 
-// map[code] for sixteen codes below 256.
+// map[code] for sixteen codes below 256: by the low five bits in each eighth of the map, then by the others.
 INLINE vf lookup256(const float *map, vi code) {
-    vi part = vi_srl(code, 5);
-    vf x = _mm512_permutex2var_ps(vf_load(map), code, vf_load(map + 16));
+    vf x[8];
 #pragma GCC unroll 8
-    for (int i = 1; i < 8; i++) {
-        __mmask16 here = _mm512_cmpeq_epi32_mask(part, vi_set1(i));
-        x = _mm512_mask_blend_ps(here, x, _mm512_permutex2var_ps(vf_load(map + 32 * i), code, vf_load(map + 32 * i + 16)));
+    for (int i = 0; i < 8; i++)
+        x[i] = _mm512_permutex2var_ps(vf_load(map + 32 * i), code, vf_load(map + 32 * i + 16));
+#pragma GCC unroll 3
+    for (int bit = 5, n = 4; n > 0; bit++, n /= 2) {
+        __mmask16 odd = _mm512_test_epi32_mask(code, vi_set1(1 << bit));
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) x[i] = _mm512_mask_blend_ps(odd, x[2 * i], x[2 * i + 1]);
     }
-    return x;
+    return x[0];
 }
 
 // Scales of `count` blocks from `block` on.
@@ -62,12 +65,21 @@ static int prepare_constants(struct gemv_constants *to, const struct quantized *
     size_t per_row = q->cols / q->block_cols;
     __mmask16 present = first_lanes((int)count), tiny = 0;
     vi r[LANES];
-    for (size_t i = 0; i < LANES; i++) {
-        vf scale = scales_of_row(q, (row + i) * per_row + block, count), magnitude = vf_abs(scale);
-        tiny |= present & vf_lt(magnitude, vf_set1(NORMAL_SCALE)) & _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_NEQ_OQ);
-        r[i] = vf_as_vi(scale);
+    float all[LANES * LANES + LANES];
+    // Short rows' constants are neighbours: sixteen at a time, whatever row they are of.
+    int together = per_row <= LANES && count == per_row;
+    size_t steps = together ? per_row : LANES;
+    for (size_t i = 0; i < steps; i++) {
+        size_t from = together ? row * per_row + i * LANES : (row + i) * per_row + block;
+        vf scale = scales_of_row(q, from, together ? LANES : count), magnitude = vf_abs(scale);
+        __mmask16 small = vf_lt(magnitude, vf_set1(NORMAL_SCALE)) & _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_NEQ_OQ);
+        tiny |= together ? small : present & small;
+        if (together) vf_store(all + i * LANES, scale);
+        else r[i] = vf_as_vi(scale);
     }
     if (tiny) return 0;
+    if (together)
+        for (size_t i = 0; i < LANES; i++) r[i] = vf_as_vi(vf_load(all + i * per_row));
     store_twice(to->scale, r);
     if (q->zeros) {
         for (size_t i = 0; i < LANES; i++) {

@@ -145,7 +145,7 @@ impl Cpu {
         let m = args.m;
         let panels = args.n.div_ceil(width);
         let tiles = self.tiles(m);
-        let together = self.panels_per_job(panels, tiles, m <= FEW_ROWS && args.bf16 != 0);
+        let together = self.panels_per_job(panels, tiles);
         let groups = panels.div_ceil(together);
         let mut tiles_per_job = tiles.min(TILES_PER_JOB);
         if groups < 3 * self.threads && !groups.is_multiple_of(self.threads) {
@@ -154,18 +154,31 @@ impl Cpu {
         }
         let row_jobs = tiles.div_ceil(tiles_per_job);
         let shared = Shared(std::ptr::from_ref(args).cast_mut());
+        // Of few rows, a thread takes its share of the panels by twos.
+        let few = m <= FEW_ROWS && args.bf16 != 0;
+        let twos = panels.div_ceil(self.threads).div_ceil(2);
         let part = |i: usize| {
+            if few {
+                let (thread, two) = (i / twos, i % twos);
+                let (from, end) = (thread * panels / self.threads, (thread + 1) * panels / self.threads);
+                let start = end.min(from + 2 * two);
+                return (start, 2.min(end - start), 0, tiles);
+            }
             let (group, first) = (i / row_jobs, i % row_jobs * tiles_per_job);
             let start = group * together;
             (start, together.min(panels - start), first, (first + tiles_per_job).min(tiles))
         };
+        let jobs = if few { self.threads * twos } else { groups * row_jobs };
         let floats = |i: usize| {
             let (_, count, first, last) = part(i);
             // SAFETY: a pure function of its arguments.
             unsafe { kernel!(self, gemm_scratch)(m, count, first, last) }
         };
-        self.run_with_scratch(groups * row_jobs, work < SERIAL_WORK, floats, |i, scratch| {
+        self.run_with_scratch(jobs, work < SERIAL_WORK, floats, |i, scratch| {
             let (start, count, first, last) = part(i);
+            if count == 0 {
+                return;
+            }
             // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
             unsafe { kernel!(self, gemm_panels)(shared.at(0), start * width, count, first, last, scratch) };
         });
@@ -173,9 +186,9 @@ impl Cpu {
 
     /// Neighbouring panels that a job takes: they share reads of A, and pages of an untransposed B. One where
     /// there are few rows, so that B stays in the first-level cache; else as many as keep the threads evenly busy.
-    fn panels_per_job(&self, panels: usize, tiles: usize, few: bool) -> usize {
+    fn panels_per_job(&self, panels: usize, tiles: usize) -> usize {
         if tiles < 8 {
-            return if few { 2.min(panels) } else { 1 };
+            return 1;
         }
         let even = |groups: usize| groups.is_multiple_of(self.threads) || groups >= 8 * self.threads;
         let fits = |together: &usize| {
