@@ -254,6 +254,11 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// See [`Gemm`].
     fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()>;
 
+    /// Several products that do not depend on each other, which a backend may run at once.
+    fn gemm_all(&self, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
+        products.iter_mut().try_for_each(|(out, gemm)| self.gemm(out, gemm))
+    }
+
     /// Quantizes a float matrix `[rows, cols]`: for each block `scale = absmax / max_level` (with zero points:
     /// range / max_level), then the nearest code of `x * (1 / scale)`, a scale below 1e-38 counting as that.
     /// Waits.

@@ -383,7 +383,7 @@ impl Pass<'_> {
         let h = tape.norm(&x, &layer.post_norm)?;
         let h = match &layer.mlp {
             Mlp::Gated(l) => {
-                let (gate, up) = (tape.linear(&h, &l[0])?, tape.linear(&h, &l[1])?);
+                let [gate, up] = tape.linears(&h, [&l[0], &l[1]])?;
                 drop(h);
                 let product = tape.gated(&gate, &up, self.model.config.hidden_act)?;
                 tape.linear(&product, &l[2])?
@@ -408,7 +408,7 @@ impl Pass<'_> {
         let (n_heads, n_kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let (mut q, mut k, mut v) = match &layer.qkv {
-            Qkv::Separate(l) => (tape.linear(&x, &l[0])?, tape.linear(&x, &l[1])?, tape.linear(&x, &l[2])?),
+            Qkv::Separate(l) => tape.linears(&x, [&l[0], &l[1], &l[2]])?.into(),
             Qkv::Fused(l) => {
                 let all = tape.linear(&x, l)?;
                 let (dq, dk) = (n_heads * head_dim, n_kv_heads * head_dim);

@@ -56,37 +56,83 @@ impl Tape<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn linear(&mut self, x: &Var, layer: &Linear) -> Result<Var> {
-        let (backend, params) = (self.backend.clone(), self.params);
-        let weight = layer.weight.weight(params)?;
-        let bias = total_bias(&backend, params, layer)?;
-        let base = GemmTerm { a: Matrix::plain(&x.tensor), b: weight.forward(layer.conv1d) };
-        let mut y = self.empty(x.tensor.rows(), layer.out_features)?;
-        let mut saved_lora = None;
-        match &layer.lora {
-            None => backend.gemm(&mut y, &Gemm { bias: bias.as_ref(), ..Gemm::new(&[base]) })?,
-            Some(lora) => {
-                let (a, b) = (params.value(lora.a)?, params.value(lora.b)?);
-                let mut h = self.empty(x.tensor.rows(), a.rows())?;
-                let input = dropped(&backend, &x.tensor, lora, self.dropout)?;
-                let down = [GemmTerm { a: Matrix::plain(&input), b: Matrix::transposed(&a) }];
-                backend.gemm(&mut h, &Gemm { scale: lora.scale, ..Gemm::new(&down) })?;
-                let terms = [base, GemmTerm { a: Matrix::plain(&h), b: Matrix::transposed(&b) }];
-                backend.gemm(&mut y, &Gemm { bias: bias.as_ref(), ..Gemm::new(&terms) })?;
-                saved_lora = Some((lora.clone(), h));
-            }
+        let [y] = self.linears(x, [layer])?;
+        Ok(y)
+    }
+
+    /// [`Tape::linear`] of several layers with one input, whose products run at once.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn linears<const N: usize>(&mut self, x: &Var, layers: [&Linear; N]) -> Result<[Var; N]> {
+        let (backend, params, rows) = (self.backend.clone(), self.params, x.tensor.rows());
+        let hidden = self.low_rank(x, &layers)?;
+        let (mut weights, mut ups) = (Vec::with_capacity(N), Vec::with_capacity(N));
+        let (mut biases, mut outputs) = (Vec::with_capacity(N), Vec::with_capacity(N));
+        for layer in layers {
+            weights.push(layer.weight.weight(params)?);
+            ups.push(layer.lora.as_ref().map(|lora| params.value(lora.b)).transpose()?);
+            biases.push(total_bias(&backend, params, layer)?);
+            outputs.push(self.empty(rows, layer.out_features)?);
         }
+        let mut terms = Vec::with_capacity(N);
+        for (((layer, weight), up), h) in layers.iter().zip(&weights).zip(&ups).zip(&hidden) {
+            let mut all = vec![GemmTerm { a: Matrix::plain(&x.tensor), b: weight.forward(layer.conv1d) }];
+            if let (Some(b), Some(h)) = (up, h) {
+                all.push(GemmTerm { a: Matrix::plain(h), b: Matrix::transposed(b) });
+            }
+            terms.push(all);
+        }
+        let products = outputs.iter_mut().zip(&terms).zip(&biases);
+        let mut products: Vec<_> = products
+            .map(|((y, terms), bias)| (y, Gemm { bias: bias.as_ref(), ..Gemm::new(terms) }))
+            .collect();
+        backend.gemm_all(&mut products)?;
+        let mut results = outputs.into_iter().zip(hidden);
+        Ok(layers.map(|layer| {
+            let (y, h) = results.next().expect("there is one result for each layer");
+            self.record_linear(x, layer, y, h)
+        }))
+    }
+
+    /// `scale * A drop(x)` of each layer that has a low-rank part, `[tokens, r]`.
+    fn low_rank(&self, x: &Var, layers: &[&Linear]) -> Result<Vec<Option<Tensor>>> {
+        let mut operands = Vec::with_capacity(layers.len());
+        for lora in layers.iter().filter_map(|layer| layer.lora.as_ref()) {
+            let a = self.params.value(lora.a)?;
+            let h = self.empty(x.tensor.rows(), a.rows())?;
+            operands.push((h, a, dropped(&self.backend, &x.tensor, lora, self.dropout)?, lora.scale));
+        }
+        let terms: Vec<_> = operands
+            .iter()
+            .map(|(_, a, input, _)| [GemmTerm { a: Matrix::plain(input), b: Matrix::transposed(a) }])
+            .collect();
+        let scales: Vec<f32> = operands.iter().map(|(.., scale)| *scale).collect();
+        let mut hidden: Vec<Tensor> = operands.iter().map(|(h, ..)| h.clone()).collect();
+        let mut products: Vec<_> = hidden
+            .iter_mut()
+            .zip(&terms)
+            .zip(scales)
+            .map(|((h, terms), scale)| (h, Gemm { scale, ..Gemm::new(terms) }))
+            .collect();
+        self.backend.gemm_all(&mut products)?;
+        let mut hidden = hidden.into_iter();
+        Ok(layers.iter().map(|layer| layer.lora.as_ref().and_then(|_| hidden.next())).collect())
+    }
+
+    fn record_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, h: Option<Tensor>) -> Var {
         let bias = layer.bias.as_ref().and_then(Parameter::id);
         let trains_weight = layer.weight.id().is_some();
         let needs_x = trains_weight || layer.lora.is_some();
         let trainable = needs_x || bias.is_some();
         let input = if needs_x { self.input(x) } else { Input::Unused };
-        Ok(self.record(y, [x], trainable, || Op::Linear {
+        self.record(y, [x], trainable, || Op::Linear {
             x: input,
             weight: layer.weight.clone(),
             conv1d: layer.conv1d,
             bias,
-            lora: saved_lora,
-        }))
+            lora: layer.lora.clone().zip(h),
+        })
     }
 }
 

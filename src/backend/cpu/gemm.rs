@@ -61,13 +61,38 @@ fn is_quantized(matrix: &Matrix<'_>) -> bool {
     matches!(matrix, Matrix::Quantized { .. })
 }
 
+/// A product that is ready to run: its operands packed, and what points to them.
+struct Prepared<'a> {
+    args: gemm_args,
+    work: usize, // multiplications
+    _terms: Vec<gemm_term>,
+    _packed: Vec<(Tensor, Right<'a>)>,
+}
+
+impl Prepared<'_> {
+    /// Whether the kernels for few rows take it.
+    fn has_few_rows(&self) -> bool {
+        self.args.m <= FEW_ROWS && self.args.bf16 != 0
+    }
+}
+
 impl Cpu {
-    pub(super) fn run_gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
-        check(out, gemm)?;
-        let (rows, cols) = (out.rows(), out.cols());
-        if rows == 0 || cols == 0 {
-            return Ok(());
+    pub(super) fn run_gemms(&self, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
+        products.iter().try_for_each(|(out, gemm)| check(out, gemm))?;
+        let mut prepared = Vec::with_capacity(products.len());
+        for (out, gemm) in products.iter_mut().filter(|(out, _)| out.elements() > 0) {
+            prepared.push(self.prepare(out, gemm)?);
         }
+        if prepared.iter().all(Prepared::has_few_rows) {
+            self.run_few_rows(&prepared);
+        } else {
+            prepared.iter().for_each(|product| self.run_panels(&product.args, product.work));
+        }
+        Ok(())
+    }
+
+    fn prepare<'a>(&self, out: &mut Tensor, gemm: &Gemm<'a>) -> Result<Prepared<'a>> {
+        let (rows, cols) = (out.rows(), out.cols());
         let bf16 = gemm.terms.iter().all(|t| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
         let flip = cols <= SKINNY && 4 * cols <= rows && !gemm.terms.iter().any(|t| is_quantized(&t.b));
         let (m, n) = if flip { (cols, rows) } else { (rows, cols) };
@@ -99,8 +124,7 @@ impl Cpu {
             bias_type: gemm.bias.map_or(0, |b| type_code(b.dtype())),
         };
         let work = m * n * gemm.terms.iter().map(|t| t.a.shape().1).sum::<usize>();
-        self.run_panels(&args, work);
-        Ok(())
+        Ok(Prepared { args, work, _terms: terms, _packed: packed })
     }
 
     /// The operand in a type that the arithmetic takes.
@@ -154,33 +178,60 @@ impl Cpu {
         }
         let row_jobs = tiles.div_ceil(tiles_per_job);
         let shared = Shared(std::ptr::from_ref(args).cast_mut());
-        // Of few rows, a thread takes its share of the panels by twos.
-        let few = m <= FEW_ROWS && args.bf16 != 0;
-        let twos = panels.div_ceil(self.threads).div_ceil(2);
         let part = |i: usize| {
-            if few {
-                let (thread, two) = (i / twos, i % twos);
-                let (from, end) = (thread * panels / self.threads, (thread + 1) * panels / self.threads);
-                let start = end.min(from + 2 * two);
-                return (start, 2.min(end - start), 0, tiles);
-            }
             let (group, first) = (i / row_jobs, i % row_jobs * tiles_per_job);
             let start = group * together;
             (start, together.min(panels - start), first, (first + tiles_per_job).min(tiles))
         };
-        let jobs = if few { self.threads * twos } else { groups * row_jobs };
         let floats = |i: usize| {
             let (_, count, first, last) = part(i);
             // SAFETY: a pure function of its arguments.
             unsafe { kernel!(self, gemm_scratch)(m, count, first, last) }
         };
-        self.run_with_scratch(jobs, work < SERIAL_WORK, floats, |i, scratch| {
+        self.run_with_scratch(groups * row_jobs, work < SERIAL_WORK, floats, |i, scratch| {
             let (start, count, first, last) = part(i);
-            if count == 0 {
-                return;
-            }
             // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
             unsafe { kernel!(self, gemm_panels)(shared.at(0), start * width, count, first, last, scratch) };
+        });
+    }
+
+    /// Products of few rows, all at once: each thread takes its share of every one's panels, by twos.
+    fn run_few_rows(&self, products: &[Prepared<'_>]) {
+        let width = self.table.gemm_nr;
+        // By product: its arguments, panels, and jobs of a thread.
+        let parts: Vec<_> = products
+            .iter()
+            .map(|product| {
+                let panels = product.args.n.div_ceil(width);
+                let args = Shared(std::ptr::from_ref(&product.args).cast_mut());
+                (args, panels, panels.div_ceil(self.threads).div_ceil(2))
+            })
+            .collect();
+        let jobs: usize = parts.iter().map(|(_, _, jobs)| jobs).sum();
+        let rows = products.iter().map(|product| product.args.m).max().unwrap_or(0);
+        // SAFETY: a pure function of its arguments.
+        let floats = |_| unsafe { kernel!(self, gemm_scratch)(rows, 2, 0, self.tiles(rows)) };
+        let work: usize = products.iter().map(|product| product.work).sum();
+        self.run_with_scratch(self.threads * jobs, work < SERIAL_WORK, floats, |i, scratch| {
+            let (thread, mut job) = (i / jobs, i % jobs);
+            for (args, panels, jobs) in &parts {
+                if job >= *jobs {
+                    job -= jobs;
+                    continue;
+                }
+                let (from, end) = (thread * panels / self.threads, (thread + 1) * panels / self.threads);
+                let start = end.min(from + 2 * job);
+                let count = 2.min(end - start);
+                if count > 0 {
+                    // SAFETY: the jobs' column panels are disjoint; operands were checked; the products outlive
+                    // the jobs.
+                    unsafe {
+                        let tiles = self.tiles((*args.at(0)).m);
+                        kernel!(self, gemm_panels)(args.at(0), start * width, count, 0, tiles, scratch);
+                    }
+                }
+                return;
+            }
         });
     }
 

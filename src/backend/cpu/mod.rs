@@ -287,7 +287,11 @@ impl Kernels for Cpu {
     }
 
     fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
-        self.run_gemm(out, gemm)
+        self.run_gemms(&mut [(out, *gemm)])
+    }
+
+    fn gemm_all(&self, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
+        self.run_gemms(products)
     }
 
     fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
