@@ -49,11 +49,11 @@ INLINE vf scales_of_row(const struct quantized *q, size_t block, size_t count) {
     return vf_add(vf_mul(lookup256(q->nested_map, code), absmax), vf_set1(q->nested_offset));
 }
 
-INLINE void store_twice(float to[GEMV_BLOCKS][2][LANES], vi r[LANES]) {
+INLINE void store_twice(float to[GEMV_BLOCKS][2][LANES], vi r[LANES], size_t count) {
     const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
     transpose16(r);
-    for (int b = 0; b < GEMV_BLOCKS; b++) {
+    for (size_t b = 0; b < count; b++) {
         vf_store(to[b][0], vi_as_vf(_mm512_permutexvar_epi32(low_half, r[b])));
         vf_store(to[b][1], vi_as_vf(_mm512_permutexvar_epi32(high_half, r[b])));
     }
@@ -80,13 +80,13 @@ static int prepare_constants(struct gemv_constants *to, const struct quantized *
     if (tiny) return 0;
     if (together)
         for (size_t i = 0; i < LANES; i++) r[i] = vf_as_vi(vf_load(all + i * per_row));
-    store_twice(to->scale, r);
+    store_twice(to->scale, r, count);
     if (q->zeros) {
         for (size_t i = 0; i < LANES; i++) {
             __m128i zero = _mm_maskz_loadu_epi8(present, q->zeros + (row + i) * per_row + block);
             r[i] = vf_as_vi(vi_to_vf(_mm512_cvtepu8_epi32(zero)));
         }
-        store_twice(to->zero, r);
+        store_twice(to->zero, r, count);
     }
     return 1;
 }
