@@ -52,6 +52,7 @@ class Run:
     grad_norms: list[float]
     tokens_per_second: list[float]
     peak_memory: int
+    planned_memory: int | None = None
 
 
 def parse() -> argparse.Namespace:
@@ -107,7 +108,9 @@ def run_ours(args: argparse.Namespace, case: Case, work: Path) -> Run:
     shutil.rmtree(output, ignore_errors=True)
     peak = start([str(part) for part in command], work / "ours.log")
     rows = read_lines(output / "metrics.jsonl")
-    return Run([r["loss"] for r in rows], [r["grad_norm"] for r in rows], [r["tokens_per_second"] for r in rows], peak)
+    command[1] = "estimate"
+    plan = json.loads(subprocess.check_output([str(part) for part in [*command, "--json"]]))["total"]
+    return Run([r["loss"] for r in rows], [r["grad_norm"] for r in rows], [r["tokens_per_second"] for r in rows], peak, plan)
 
 
 def run_peer(args: argparse.Namespace, case: Case, work: Path, *extra: str) -> Run:
@@ -144,6 +147,7 @@ def summary(args: argparse.Namespace, runs: list[Run]) -> dict:
         "tokens_per_second": statistics.median(speeds),
         "tokens_per_second_by_run": speeds,
         "peak_memory": statistics.median(run.peak_memory for run in runs),
+        "planned_memory": runs[0].planned_memory,
         "losses": runs[0].losses,
         "grad_norms": runs[0].grad_norms,
     }
@@ -151,14 +155,14 @@ def summary(args: argparse.Namespace, runs: list[Run]) -> dict:
 
 def table(results: list[dict]) -> str:
     lines = [
-        "| case | lowrank tokens/s | peer tokens/s | speed ratio | lowrank GB | peer GB | memory ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| case | lowrank tokens/s | peer tokens/s | speed ratio | lowrank GB | planned GB | peer GB | memory ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results:
         ours, peer = row["lowrank"], row["peer"]
         lines.append(
             f"| {row['case']} | {ours['tokens_per_second']:.1f} | {peer['tokens_per_second']:.1f} | {row['speed_ratio']:.2f}"
-            f" | {ours['peak_memory'] / 1e9:.2f} | {peer['peak_memory'] / 1e9:.2f} | {row['memory_ratio']:.2f} |"
+            f" | {ours['peak_memory'] / 1e9:.3f} | {ours['planned_memory'] / 1e9:.3f} | {peer['peak_memory'] / 1e9:.2f} | {row['memory_ratio']:.2f} |"
         )
     return "\n".join(lines)
 
