@@ -161,6 +161,31 @@ impl Format {
     }
 }
 
+/// Codes of two neighbours of the flat matrix in formats of four bits, as they lie in memory: the even element's in
+/// the high half, the odd one's in the low half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Pair(pub u8);
+
+const _: () = assert!(size_of::<Pair>() == 1);
+
+impl Pair {
+    /// The pair of two codes below 16.
+    pub const fn new(even: u8, odd: u8) -> Self {
+        Pair(even << 4 | odd)
+    }
+
+    /// The even element's code.
+    pub const fn even(self) -> u8 {
+        self.0 >> 4
+    }
+
+    /// The odd element's code.
+    pub const fn odd(self) -> u8 {
+        self.0 & 15
+    }
+}
+
 /// How weights are to be quantized.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QuantConfig {

@@ -5,7 +5,7 @@ use crate::backend::Kernels;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::double_quant::NestedScales;
-use crate::quant::{QuantConfig, Quantized, Scales};
+use crate::quant::{Pair, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 
 /// Smaller scales count as this one when elements get codes.
@@ -52,7 +52,7 @@ pub fn quantize<R: Real>(backend: &Reference<R>, x: &Tensor, config: &QuantConfi
                 let odd = 2 * pair + 1;
                 let low =
                     if odd < values.len() { code(odd) } else { format.encode(0.0, zero(block_of(2 * pair))) };
-                code(2 * pair) << 4 | low
+                Pair::new(code(2 * pair), low).0
             })
             .collect(),
         _ => (0..values.len()).map(code).collect(),
@@ -96,8 +96,8 @@ pub fn values<R: Real>(backend: &Reference<R>, x: &Quantized) -> Result<Vec<R>> 
     let [rows, cols] = *x.shape();
     let value = |i: usize| {
         let code = match format.bits() {
-            4 if i.is_multiple_of(2) => codes[i / 2] >> 4,
-            4 => codes[i / 2] & 15,
+            4 if i.is_multiple_of(2) => Pair(codes[i / 2]).even(),
+            4 => Pair(codes[i / 2]).odd(),
             _ => codes[i],
         };
         let block = geometry.block(i / cols, i % cols, cols);
