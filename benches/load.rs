@@ -7,7 +7,7 @@ use common::{adapt, measure, slow_group, smollm2, smollm2_json};
 use criterion::{Criterion, criterion_group, criterion_main};
 use half::bf16;
 use lowrank::DType;
-use lowrank::adapter::io::{load_adapter, save_adapter};
+use lowrank::adapter::{Method, load_adapter};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::{Model, Parameter, Weight};
 use safetensors::tensor::{Dtype, TensorView};
@@ -56,7 +56,7 @@ fn load(criterion: &mut Criterion) {
     write_model(&mut model, DType::BF16, dir.path());
     let config = adapt(&mut model);
     let adapter = tempfile::tempdir().unwrap();
-    measure(&mut group, "save_adapter", || save_adapter(&model, &config, adapter.path()).unwrap());
+    measure(&mut group, "save_adapter", || config.save(&model, adapter.path()).unwrap());
     let mut fresh = Model::load(dir.path(), &backend, DType::F32).unwrap();
     measure(&mut group, "load_adapter", || {
         load_adapter(&mut fresh, adapter.path()).unwrap();

@@ -1,7 +1,7 @@
 //! Trains a LoRA adapter with the library alone, on token ids, and saves it as PEFT does:
 //! `02_lora MODEL_DIR OUTPUT_DIR`
 
-use lowrank::adapter::{LoraConfig, TargetModules, io::save_adapter, lora::attach};
+use lowrank::adapter::{LoraConfig, Method, TargetModules};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::{Batch, Model};
 use lowrank::optim::{Optimizer, OptimizerArguments, clip_scale};
@@ -16,13 +16,9 @@ fn main() -> Result<()> {
     };
     let backend = Cpu::new(None)?;
     let mut model = Model::load(Path::new(folder), &backend, DType::F32)?;
-    let mut config = LoraConfig {
-        r: 8,
-        lora_alpha: 16.0,
-        target_modules: Some(TargetModules::AllLinear),
-        ..Default::default()
-    };
-    attach(&mut model, &mut config, 42)?;
+    let mut config =
+        LoraConfig { r: 8, lora_alpha: 16.0, targets: TargetModules::AllLinear.into(), ..Default::default() };
+    config.attach(&mut model, 42)?;
     println!("{} trained parameters", model.params.elements());
 
     // A sequence to learn by heart.
@@ -44,5 +40,5 @@ fn main() -> Result<()> {
         optimizer.step(&backend, &mut model.params, 5e-3, clip_scale(norm, Some(1.0)))?;
         println!("step {step}: loss {:.4}", losses.iter().sum::<f32>() / losses.len() as f32);
     }
-    save_adapter(&model, &config, Path::new(output))
+    config.save(&model, Path::new(output))
 }

@@ -12,12 +12,12 @@
 //! 7. [`optim`] and [`train`]: optimizers, schedules, the loop with its checkpoints. [`mod@generate`]: text again.
 //!
 //! ```no_run
-//! use lowrank::{DType, adapter::{LoraConfig, lora::attach}, backend::cpu::Cpu, model::Model};
+//! use lowrank::{DType, adapter::{LoraConfig, Method}, backend::cpu::Cpu, model::Model};
 //! # fn main() -> lowrank::Result<()> {
 //! let backend = Cpu::new(None)?;
 //! let mut model = Model::load("a-hugging-face-folder".as_ref(), &backend, DType::BF16)?;
 //! let mut config = LoraConfig { r: 16, ..LoraConfig::default() };
-//! attach(&mut model, &mut config, 42)?;
+//! config.attach(&mut model, 42)?;
 //! println!("{} trained parameters on {}", model.params.elements(), backend.name());
 //! # Ok(())
 //! # }

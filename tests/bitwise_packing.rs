@@ -4,13 +4,12 @@ mod common;
 
 use common::golden::{FAMILIES, path};
 use common::training::{bits, joined, sequences};
-use lowrank::adapter::LoraConfig;
-use lowrank::adapter::lora::attach;
+use lowrank::adapter::{LoraConfig, Method};
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::Example;
 use lowrank::data::loader::{Loader, LoaderConfig};
 use lowrank::model::{Batch, Model};
-use lowrank::train::{Method, Trainer, TrainingArguments};
+use lowrank::train::{Trainer, TrainingArguments};
 use lowrank::{DType, Error};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -51,11 +50,11 @@ fn train(dtype: DType, config: LoaderConfig, output: &Path) -> Result<Vec<u8>, E
     let backend = Cpu::new(None)?;
     let mut model = Model::load(&path("llama"), &backend, dtype)?;
     let mut lora = LoraConfig { lora_dropout: 0.1, ..LoraConfig::default() };
-    attach(&mut model, &mut lora, 1)?;
+    lora.attach(&mut model, 1)?;
     let loader = Loader::new(examples(), LoaderConfig { shuffle: false, ..config }, 7)?;
     let arguments =
         TrainingArguments { learning_rate: 1e-2, max_steps: Some(6), ..TrainingArguments::default() };
-    Trainer::new(&mut model, Method::Lora(lora), arguments, loader, Vec::new(), output)?
+    Trainer::new(&mut model, Box::new(lora), arguments, loader, Vec::new(), output)?
         .run(&AtomicBool::new(false), &mut |_| {})?;
     Ok(std::fs::read(output.join("adapter_model.safetensors")).unwrap())
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::golden::{FAMILIES, Golden, path, variants, worst};
 use lowrank::DType;
-use lowrank::adapter::io::{load_adapter, peft_key, save_adapter};
+use lowrank::adapter::load_adapter;
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 use serde_json::Value;
@@ -18,7 +18,7 @@ fn adapters_of_peft_give_its_numbers() {
         for variant in variants(family) {
             let what = format!("{family}/{variant}");
             let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
-            load_adapter(&mut model, &path(&what)).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let method = load_adapter(&mut model, &path(&what)).unwrap_or_else(|e| panic!("{what}: {e}"));
             let golden = Golden::open(&format!("{what}/golden.safetensors"));
             let base = Golden::open(&format!("{family}/golden.safetensors"));
             let batch = base.batch();
@@ -33,7 +33,7 @@ fn adapters_of_peft_give_its_numbers() {
             let mut expected: Vec<_> =
                 golden.names().into_iter().filter(|n| n.starts_with("gradient.")).collect();
             for id in model.params.ids() {
-                let name = format!("gradient.{}", peft_key(&model.params, &model.params.info(id).name));
+                let name = format!("gradient.{}", method.key(&model.params, &model.params.info(id).name));
                 let ours = backend.to_vec::<f32>(&model.params.grad(id).unwrap()).unwrap();
                 let difference = worst(&ours, &golden.f32(&name));
                 assert!(difference < 1e-5, "{what}: {name} differs by {difference}");
@@ -88,7 +88,7 @@ fn a_loaded_adapter_is_written_as_peft_wrote_it() {
             let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
             let config = load_adapter(&mut model, &path(&what)).unwrap();
             let folder = tempfile::tempdir().unwrap();
-            save_adapter(&model, &config, folder.path()).unwrap();
+            config.save(&model, folder.path()).unwrap();
             let ours = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
             let theirs = std::fs::read_to_string(path(&what).join("adapter_config.json")).unwrap();
             let expected = serde_json::to_string_pretty(&with_sorted_sets(&theirs)).unwrap();

@@ -5,13 +5,13 @@ mod common;
 
 use common::golden::{path, worst};
 use lowrank::DType;
-use lowrank::adapter::io::load_adapter;
+use lowrank::adapter::load_adapter;
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::Example;
 use lowrank::data::loader::{Loader, LoaderConfig};
 use lowrank::model::{Checkpoint, Model};
 use lowrank::optim::{OptimizerArguments, Schedule};
-use lowrank::train::{Event, Method, Trainer, TrainingArguments};
+use lowrank::train::{Event, Trainer, TrainingArguments};
 use serde_json::Value;
 use std::sync::atomic::AtomicBool;
 
@@ -66,7 +66,7 @@ fn ten_steps_equal_the_trainer_of_transformers() {
     let loader = Loader::new(examples(), loader_config, 0).unwrap();
     let output = tempfile::tempdir().unwrap();
     let mut steps = Vec::new();
-    Trainer::new(&mut model, Method::Lora(config), arguments, loader, Vec::new(), output.path())
+    Trainer::new(&mut model, config, arguments, loader, Vec::new(), output.path())
         .unwrap()
         .run(&AtomicBool::new(false), &mut |event| {
             if let Event::Step { metrics, .. } = event {

@@ -4,7 +4,7 @@ mod common;
 
 use common::golden::{FAMILIES, Golden, path, worst};
 use lowrank::DType;
-use lowrank::adapter::lora::attach_full;
+use lowrank::adapter::{Full, Method};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 
@@ -51,7 +51,7 @@ fn gradients_of_all_parameters() {
         for gradient_checkpointing in [0, 1] {
             let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
             model.gradient_checkpointing = gradient_checkpointing;
-            attach_full(&mut model).unwrap();
+            Full.attach(&mut model, 0).unwrap();
             model.params.zero_grads().unwrap();
             let golden = Golden::open(&format!("{family}/golden.safetensors"));
             let batch = golden.batch();

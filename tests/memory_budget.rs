@@ -4,8 +4,7 @@
 mod common;
 
 use common::golden::path;
-use lowrank::adapter::LoraConfig;
-use lowrank::adapter::lora::{attach, attach_full};
+use lowrank::adapter::{Full, LoraConfig, Method};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::{Batch, LoadOptions, Model, ModelConfig};
@@ -31,7 +30,7 @@ fn make_model(folder: &Path) {
     std::fs::write(source.join("config.json"), config.to_string()).unwrap();
     let backend = Cpu::new(None).unwrap();
     let mut model = Model::random(ModelConfig::load(&source).unwrap(), &backend, DType::F32, 1).unwrap();
-    attach_full(&mut model).unwrap();
+    Full.attach(&mut model, 0).unwrap();
     lowrank::model::save::save_model(&model, &source, folder).unwrap();
 }
 
@@ -46,10 +45,10 @@ fn batch(rows: usize) -> Batch {
 
 fn adapt(model: &mut Model, full: bool) -> Result<()> {
     if full {
-        return attach_full(model);
+        return Full.attach(model, 0);
     }
     let mut config = LoraConfig { r: 8, lora_dropout: 0.1, ..LoraConfig::default() };
-    attach(model, &mut config, 3)
+    config.attach(model, 3)
 }
 
 /// What a run of two steps takes: the arena's peak, the mapped weights and the threads' scratch memory.

@@ -4,10 +4,8 @@ mod common;
 
 use common::golden::{FAMILIES, Golden, path, variants, worst};
 use lowrank::DType;
-use lowrank::adapter::io::save_adapter;
-use lowrank::adapter::lora::attach;
 use lowrank::adapter::merge::{merge, merge_sharded};
-use lowrank::adapter::{InitLoraWeights, LoraConfig, TargetModules};
+use lowrank::adapter::{InitLoraWeights, LoraConfig, Method, TargetModules, Targeting};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 use std::fs;
@@ -62,13 +60,15 @@ fn heads_are_untied_where_they_were_trained() {
         assert!(model.config.tie_word_embeddings);
         let names = |list: &[&str]| list.iter().map(|n| n.to_string()).collect::<Vec<_>>();
         let mut config = LoraConfig {
-            target_modules: Some(TargetModules::Names(names(&targets))),
-            modules_to_save: names(&saved),
+            targets: Targeting {
+                modules_to_save: names(&saved),
+                ..TargetModules::Names(names(&targets)).into()
+            },
             init_lora_weights: InitLoraWeights::Random,
             lora_bias: family == "gpt2" && saved.contains(&"wte"),
             ..LoraConfig::default()
         };
-        attach(&mut model, &mut config, 3).unwrap();
+        config.attach(&mut model, 3).unwrap();
         for id in model.params.ids() {
             let values = model.params.to_vec(id).unwrap();
             let moved: Vec<f32> =
@@ -76,7 +76,7 @@ fn heads_are_untied_where_they_were_trained() {
             model.params.set(id, &moved).unwrap();
         }
         let adapter = parent.path().join("adapter");
-        save_adapter(&model, &config, &adapter).unwrap();
+        config.save(&model, &adapter).unwrap();
         let output = parent.path().join("merged");
         merge_sharded(parent.path(), &adapter, &output, 8192).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(output.join("model.safetensors.index.json").is_file(), "{what}: not sharded");

@@ -4,10 +4,9 @@ mod common;
 
 use common::golden::path;
 use lowrank::DType;
-use lowrank::adapter::io::load_adapter;
-use lowrank::adapter::lora::attach;
+use lowrank::adapter::load_adapter;
 use lowrank::adapter::merge::merge;
-use lowrank::adapter::{LoraConfig, TargetModules};
+use lowrank::adapter::{LoraConfig, Method, TargetModules, Targeting};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 use serde_json::{Value, json};
@@ -127,8 +126,11 @@ fn tensors_that_are_missing_unused_or_of_another_base() {
 #[test]
 fn modules_to_save_that_do_not_exist() {
     let mut model = Model::load(&path("llama"), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
-    let mut config = LoraConfig { modules_to_save: vec!["lm_haed".into()], ..LoraConfig::default() };
-    let error = attach(&mut model, &mut config, 0).unwrap_err().to_string();
+    let mut config = LoraConfig {
+        targets: Targeting { modules_to_save: vec!["lm_haed".into()], ..Targeting::default() },
+        ..LoraConfig::default()
+    };
+    let error = config.attach(&mut model, 0).unwrap_err().to_string();
     expect(&error, &["modules_to_save", "`lm_haed`", "did you mean `lm_head`?"]);
 }
 
@@ -137,8 +139,11 @@ fn low_rank_matrices_on_the_head() {
     for family in ["gpt2", "llama"] {
         let mut model = Model::load(&path(family), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
         let targets = Some(TargetModules::Names(vec!["lm_head".into()]));
-        let mut config = LoraConfig { target_modules: targets, ..LoraConfig::default() };
-        let error = attach(&mut model, &mut config, 0).unwrap_err().to_string();
+        let mut config = LoraConfig {
+            targets: Targeting { target_modules: targets, ..Targeting::default() },
+            ..LoraConfig::default()
+        };
+        let error = config.attach(&mut model, 0).unwrap_err().to_string();
         expect(&error, &["target_modules", "`lm_head`", "modules_to_save"]);
     }
 }

@@ -4,14 +4,13 @@
 mod common;
 
 use common::golden::path;
-use lowrank::adapter::LoraConfig;
-use lowrank::adapter::lora::{attach, attach_full};
+use lowrank::adapter::{Full, LoraConfig, Method};
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::Example;
 use lowrank::data::loader::{Loader, LoaderConfig};
 use lowrank::model::Model;
 use lowrank::rng::{Philox, PhiloxKey, Stream};
-use lowrank::train::{Event, Interval, Method, Trainer, TrainingArguments, latest_checkpoint};
+use lowrank::train::{Event, Interval, Trainer, TrainingArguments, latest_checkpoint};
 use lowrank::{DType, Error};
 use serde_json::Value;
 use std::path::Path;
@@ -49,13 +48,13 @@ fn run(
 ) -> Result<(), Error> {
     let backend = Cpu::new(None)?;
     let mut model = Model::load(&path("llama"), &backend, dtype)?;
-    let method = if method == "lora" {
+    let method: Box<dyn Method> = if method == "lora" {
         let mut config = LoraConfig { r: 4, lora_dropout: 0.1, ..LoraConfig::default() };
-        attach(&mut model, &mut config, 1)?;
-        Method::Lora(config)
+        config.attach(&mut model, 1)?;
+        Box::new(config)
     } else {
-        attach_full(&mut model)?;
-        Method::Full
+        Full.attach(&mut model, 0)?;
+        Box::new(Full)
     };
     let loader_config = LoaderConfig {
         per_device_train_batch_size: 2,
@@ -196,16 +195,15 @@ fn a_loss_that_is_not_finite_names_step_and_checkpoint() {
     let backend = Cpu::new(None).unwrap();
     let mut model = Model::load(&path("llama"), &backend, DType::F32).unwrap();
     let mut config = LoraConfig::default();
-    attach(&mut model, &mut config, 1).unwrap();
+    config.attach(&mut model, 1).unwrap();
     let id = model.params.ids().next().unwrap();
     let n = model.params.info(id).range.len();
     model.params.set(id, &vec![f32::INFINITY; n]).unwrap();
     let loader = Loader::new(examples(), LoaderConfig::default(), 7).unwrap();
-    let error =
-        Trainer::new(&mut model, Method::Lora(config), arguments(), loader, Vec::new(), output.path())
-            .unwrap()
-            .run(&AtomicBool::new(false), &mut |_| {})
-            .unwrap_err();
+    let error = Trainer::new(&mut model, Box::new(config), arguments(), loader, Vec::new(), output.path())
+        .unwrap()
+        .run(&AtomicBool::new(false), &mut |_| {})
+        .unwrap_err();
     let text = error.to_string();
     assert!(text.contains("step 1: loss is not finite") && text.contains("checkpoint-5"), "{text}");
 }

@@ -5,8 +5,8 @@ mod common;
 
 use common::golden::path;
 use lowrank::DType;
-use lowrank::adapter::lora::attach;
-use lowrank::adapter::{LoraConfig, TargetModules, select_targets};
+use lowrank::adapter::reader::Reader;
+use lowrank::adapter::{LoraConfig, Method, TargetModules, Targeting, select_targets};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::{Model, ModelConfig, ModuleInfo};
 use serde_json::{Value, json};
@@ -18,14 +18,12 @@ fn modules(family: &str) -> (Vec<ModuleInfo>, String) {
     (model.modules(), model.config.model_type.clone())
 }
 
-/// The settings of a golden case, by way of an adapter_config.json.
+/// The settings of a golden case.
 fn config(overrides: &Value) -> LoraConfig {
     let mut json: serde_json::Map<String, Value> =
         serde_json::from_str(r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#).unwrap();
     json.extend(overrides.as_object().unwrap().clone());
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("adapter_config.json"), Value::Object(json).to_string()).unwrap();
-    LoraConfig::load(folder.path()).unwrap()
+    LoraConfig::read(&Reader::new("test", &json)).unwrap()
 }
 
 #[test]
@@ -61,7 +59,7 @@ fn the_same_modules_ranks_and_scales_as_peft() {
 fn a_name_that_matches_nothing_is_an_error_even_when_others_match() {
     let (modules, model_type) = modules("llama");
     let names = |names: &[&str]| LoraConfig {
-        target_modules: Some(TargetModules::Names(names.iter().map(|n| n.to_string()).collect())),
+        targets: TargetModules::Names(names.iter().map(|n| n.to_string()).collect()).into(),
         ..LoraConfig::default()
     };
     let error = select_targets(&names(&["q_proj", "v_prjo"]), &modules, &model_type).unwrap_err().to_string();
@@ -69,8 +67,7 @@ fn a_name_that_matches_nothing_is_an_error_even_when_others_match() {
     assert!(error.contains("gate_proj") && !error.contains('\n'), "{error}");
     let error = select_targets(&names(&["embed_tokens"]), &modules, &model_type).unwrap_err().to_string();
     assert!(error.contains("model.embed_tokens") && error.contains("not a linear layer"), "{error}");
-    let broken =
-        LoraConfig { target_modules: Some(TargetModules::Pattern("(".into())), ..LoraConfig::default() };
+    let broken = LoraConfig { targets: TargetModules::Pattern("(".into()).into(), ..LoraConfig::default() };
     let error = select_targets(&broken, &modules, &model_type).unwrap_err().to_string();
     assert!(error.contains("target_modules") && error.contains("regular expression"), "{error}");
     let unknown = select_targets(&LoraConfig::default(), &modules, "novel").unwrap_err().to_string();
@@ -82,10 +79,12 @@ fn a_name_that_matches_nothing_is_an_error_even_when_others_match() {
 fn targets_are_spelled_out_as_peft_writes_them() {
     let model = |family: &str| Model::load(&path(family), &Cpu::new(None).unwrap(), DType::F32).unwrap();
     let written = |model: &mut Model, targets: Option<TargetModules>| {
-        let mut config = LoraConfig { target_modules: targets, ..LoraConfig::default() };
-        attach(model, &mut config, 0).unwrap();
-        let json: Value = serde_json::from_str(&config.to_json()).unwrap();
-        json["target_modules"].clone()
+        let mut config = LoraConfig {
+            targets: Targeting { target_modules: targets, ..Targeting::default() },
+            ..LoraConfig::default()
+        };
+        config.attach(model, 0).unwrap();
+        config.settings()["target_modules"].clone()
     };
     assert_eq!(written(&mut model("llama"), None), json!(["q_proj", "v_proj"]));
     assert_eq!(written(&mut model("gpt2"), None), json!(["c_attn"]));

@@ -4,9 +4,7 @@
 
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use lowrank::DType;
-use lowrank::adapter::LoraConfig;
-use lowrank::adapter::config::TargetModules;
-use lowrank::adapter::lora::attach;
+use lowrank::adapter::{LoraConfig, Method, TargetModules};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::{Cpu, Isa};
 use lowrank::model::{Batch, LoadOptions, Model, ModelConfig, ModuleKind, Parameter};
@@ -45,10 +43,10 @@ pub fn adapt(model: &mut Model) -> LoraConfig {
     let mut config = LoraConfig {
         r: 16,
         lora_alpha: 32.0,
-        target_modules: Some(TargetModules::AllLinear),
+        targets: TargetModules::AllLinear.into(),
         ..LoraConfig::default()
     };
-    attach(model, &mut config, 1).unwrap();
+    config.attach(model, 1).unwrap();
     config
 }
 

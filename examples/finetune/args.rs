@@ -1,8 +1,11 @@
 //! The command line, in the names of PEFT and of Hugging Face's training arguments.
 
+use crate::method_args::MethodArgs;
 use bytesize::ByteSize;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::DType;
+use lowrank::adapter::METHODS;
 use std::path::PathBuf;
 
 /// Parameter-efficient fine-tuning of Hugging Face language models. Without a subcommand: a demo on a small
@@ -70,22 +73,6 @@ pub enum Strategy {
     No,
     Steps,
     Epoch,
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MethodArg {
-    Lora,
-    Full,
-}
-
-/// Which biases are trained with the adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BiasArg {
-    None,
-    All,
-    #[value(name = "lora_only", alias = "lora-only")]
-    LoraOnly,
 }
 
 #[derive(Debug, Args)]
@@ -156,42 +143,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub preview: Option<usize>,
 
-    /// What is trained: a LoRA adapter or the whole model
-    #[arg(long, value_enum, default_value = "lora", help_heading = "Method")]
-    pub method: MethodArg,
-    /// Rank of the adapter
-    #[arg(long, default_value_t = 8, help_heading = "Method")]
-    pub r: usize,
-    /// The adapter's scale is lora-alpha / r
-    #[arg(long, default_value_t = 8.0, help_heading = "Method")]
-    pub lora_alpha: f64,
-    /// Probability of dropping an input element of the adapter
-    #[arg(long, default_value_t = 0.0, help_heading = "Method")]
-    pub lora_dropout: f64,
-    /// Scale by lora-alpha / sqrt(r)
-    #[arg(long, help_heading = "Method")]
-    pub use_rslora: bool,
-    /// all-linear, names separated by commas, or a regular expression; PEFT's default of the family if absent
-    #[arg(long, value_name = "MODULES", help_heading = "Method")]
-    pub target_modules: Option<String>,
-    /// Modules left out, in the same form
-    #[arg(long, value_name = "MODULES", help_heading = "Method")]
-    pub exclude_modules: Option<String>,
-    /// Layers that are adapted, separated by commas; all by default
-    #[arg(long, value_delimiter = ',', value_name = "N,N", help_heading = "Method")]
-    pub layers_to_transform: Option<Vec<usize>>,
-    /// Ranks by module pattern, separated by commas; the first match counts
-    #[arg(long, value_delimiter = ',', value_parser = key_value::<usize>, value_name = "PATTERN=R", help_heading = "Method")]
-    pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas by module pattern, separated by commas
-    #[arg(long, value_delimiter = ',', value_parser = key_value::<f64>, value_name = "PATTERN=ALPHA", help_heading = "Method")]
-    pub alpha_pattern: Vec<(String, f64)>,
-    /// Modules trained whole and saved with the adapter, separated by commas
-    #[arg(long, value_delimiter = ',', value_name = "MODULES", help_heading = "Method")]
-    pub modules_to_save: Option<Vec<String>>,
-    /// Biases trained with the adapter
-    #[arg(long, value_enum, default_value = "none", help_heading = "Method")]
-    pub bias: BiasArg,
+    /// What is trained
+    #[arg(long, default_value = "lora", value_parser = method_names(), help_heading = "Method")]
+    pub method: String,
+    #[command(flatten)]
+    pub settings: MethodArgs,
     /// Start anew from the weights and settings of this adapter
     #[arg(long, value_name = "DIR", help_heading = "Method")]
     pub init_adapter: Option<PathBuf>,
@@ -391,12 +347,9 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// `PATTERN=VALUE`.
-fn key_value<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
-    let (key, value) =
-        text.rsplit_once('=').ok_or_else(|| format!("expected PATTERN=VALUE, found `{text}`"))?;
-    let value = value.parse().map_err(|_| format!("expected a number after `=`, found `{value}`"))?;
-    Ok((key.to_string(), value))
+/// The methods by name, with what they are.
+fn method_names() -> PossibleValuesParser {
+    METHODS.iter().map(|row| PossibleValue::new(row.name).help(row.about)).collect::<Vec<_>>().into()
 }
 
 /// A number of layers; `true` and `false` as in Hugging Face's settings.

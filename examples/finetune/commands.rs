@@ -2,8 +2,9 @@
 
 use crate::args::{EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, QuantizeArgs};
 use crate::train::load_data;
-use lowrank::adapter::io::{ADAPTER_FILE, load_adapter};
-use lowrank::adapter::{LoraConfig, select_targets};
+use lowrank::adapter::io::ADAPTER_FILE;
+use lowrank::adapter::reader::to_json;
+use lowrank::adapter::{LoraConfig, load_adapter, read_adapter, select_targets};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::Tokenizer;
@@ -124,7 +125,7 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
 }
 
 fn inspect_adapter(dir: &Path, as_json: bool) -> Result<()> {
-    let config = LoraConfig::load(dir)?;
+    let config = to_json(&read_adapter(dir)?.settings());
     let checkpoint = Checkpoint::open_file(&dir.join(ADAPTER_FILE))?;
     let tensors: Vec<_> = checkpoint
         .names()
@@ -136,11 +137,11 @@ fn inspect_adapter(dir: &Path, as_json: bool) -> Result<()> {
             tensors.iter().map(|(n, s, d)| json!({"name": n, "shape": s, "dtype": d})).collect();
         println!(
             "{}",
-            json!({"config": serde_json::from_str::<serde_json::Value>(&config.to_json()).unwrap_or_default(), "tensors": list, "parameters": elements})
+            json!({"config": serde_json::from_str::<serde_json::Value>(&config).unwrap_or_default(), "tensors": list, "parameters": elements})
         );
         return Ok(());
     }
-    println!("{}\n", config.to_json());
+    println!("{config}\n");
     for (name, shape, dtype) in &tensors {
         println!("{name} {shape:?} {dtype}");
     }

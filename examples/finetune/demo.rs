@@ -3,8 +3,7 @@
 use crate::generate::answer;
 use crate::progress::Progress;
 use crate::train::stop_on_ctrl_c;
-use lowrank::adapter::lora::attach;
-use lowrank::adapter::{LoraConfig, TargetModules};
+use lowrank::adapter::{LoraConfig, Method, Origin, TargetModules};
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::{
     ChatTemplate, Dataset, DatasetOptions, Example, Loader, LoaderConfig, Record, Tokenizer, jsonl,
@@ -12,7 +11,7 @@ use lowrank::data::{
 use lowrank::fs::write_atomic_bytes;
 use lowrank::model::{LoadOptions, Model, Parameter};
 use lowrank::quant::{Format, QuantConfig};
-use lowrank::train::{Interval, Method, Trainer, TrainingArguments, evaluate};
+use lowrank::train::{Interval, Trainer, TrainingArguments, evaluate};
 use lowrank::{DType, Error, Result};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -143,12 +142,15 @@ fn learn(
     let mut config = LoraConfig {
         r: 16,
         lora_alpha: 32.0,
-        target_modules: Some(TargetModules::AllLinear),
-        base_model_name_or_path: Some(model_dir.display().to_string()),
+        targets: TargetModules::AllLinear.into(),
+        origin: Origin {
+            base_model_name_or_path: Some(model_dir.display().to_string()),
+            ..Origin::default()
+        },
         ..LoraConfig::default()
     };
     let base = model.base_elements();
-    attach(&mut model, &mut config, 42)?;
+    config.attach(&mut model, 42)?;
     let trainable = model.params.elements();
     eprintln!(
         "{}, {}: {trainable} trained parameters, {:.1}% of the model's.",
@@ -195,7 +197,7 @@ fn train_adapter(
         eval_strategy: Interval::Epoch,
         ..TrainingArguments::default()
     };
-    let mut trainer = Trainer::new(model, Method::Lora(config), arguments, loader, held_out, output)?;
+    let mut trainer = Trainer::new(model, Box::new(config), arguments, loader, held_out, output)?;
     let mut progress = Progress::new(trainer.total_steps(), 0);
     let finished = trainer.run(stop, &mut |event| progress.show(event));
     progress.finish();

@@ -9,6 +9,7 @@ mod config_file;
 mod demo;
 mod estimate;
 mod generate;
+mod method_args;
 mod progress;
 mod train;
 

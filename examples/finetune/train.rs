@@ -1,19 +1,17 @@
 //! `train`.
 
-use crate::args::{BiasArg, MethodArg, ModelArgs, Strategy, TextArgs, TrainArgs};
+use crate::args::{ModelArgs, Strategy, TextArgs, TrainArgs};
 use crate::commands::{load_model, open_backend};
 use crate::estimate::fit;
 use crate::progress::Progress;
-use lowrank::adapter::io::load_adapter;
-use lowrank::adapter::lora::{attach, attach_full};
-use lowrank::adapter::{Bias, LoraConfig, TargetModules};
+use lowrank::adapter::{Method, load_adapter};
 use lowrank::arena::release_free_memory;
 use lowrank::data::{
     ChatTemplate, Dataset, DatasetOptions, Loader, LoaderConfig, Marking, Tokenizer, preview,
 };
 use lowrank::model::{Model, ModelConfig};
 use lowrank::optim::{Optim, OptimizerArguments};
-use lowrank::train::{Interval, Method, Trainer, TrainingArguments, latest_checkpoint};
+use lowrank::train::{Interval, Trainer, TrainingArguments, latest_checkpoint};
 use lowrank::{Error, Result};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -70,7 +68,7 @@ pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
     let arguments = training_arguments(&args, has_eval)?;
     let resume = checkpoint_to_resume(&args, &output)?;
     let stop = stop_on_ctrl_c()?;
-    let full = method == Method::Full;
+    let full = method.settings().is_empty();
     let mut trainer = Trainer::new(&mut model, method, arguments, loader, eval_examples, &output)?;
     if let Some(checkpoint) = &resume {
         trainer.resume(checkpoint)?;
@@ -117,35 +115,13 @@ pub fn load_data(
 }
 
 /// Puts what is trained on the model.
-pub fn attach_method(args: &TrainArgs, model: &mut Model) -> Result<Method> {
+pub fn attach_method(args: &TrainArgs, model: &mut Model) -> Result<Box<dyn Method>> {
     if let Some(dir) = &args.init_adapter {
-        return Ok(Method::Lora(load_adapter(model, dir)?));
+        return load_adapter(model, dir);
     }
-    if args.method == MethodArg::Full {
-        attach_full(model)?;
-        return Ok(Method::Full);
-    }
-    let mut config = LoraConfig {
-        r: args.r,
-        lora_alpha: args.lora_alpha,
-        lora_dropout: args.lora_dropout,
-        use_rslora: args.use_rslora,
-        bias: match args.bias {
-            BiasArg::None => Bias::None,
-            BiasArg::All => Bias::All,
-            BiasArg::LoraOnly => Bias::LoraOnly,
-        },
-        target_modules: args.target_modules.as_deref().map(TargetModules::parse),
-        exclude_modules: args.exclude_modules.as_deref().map(TargetModules::parse),
-        layers_to_transform: args.layers_to_transform.clone(),
-        rank_pattern: args.rank_pattern.clone(),
-        alpha_pattern: args.alpha_pattern.clone(),
-        modules_to_save: args.modules_to_save.clone().unwrap_or_default(),
-        base_model_name_or_path: Some(args.model.model.display().to_string()),
-        ..LoraConfig::default()
-    };
-    attach(model, &mut config, args.model.seed)?;
-    Ok(Method::Lora(config))
+    let mut method = args.settings.method(&args.method, &args.model.model)?;
+    method.attach(model, args.model.seed)?;
+    Ok(method)
 }
 
 fn describe(model: &Model) {

@@ -1,7 +1,5 @@
 //! Adapter folders: `adapter_config.json` and `adapter_model.safetensors` as PEFT reads and writes them.
 
-use super::config::LoraConfig;
-use super::lora::attach;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::save::{StreamedTensor, WriteTensor, write_streamed};
@@ -12,29 +10,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What PEFT puts before every name.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
+
+/// The name of the settings' file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
 
 /// The name of the tensors' file.
 pub const ADAPTER_FILE: &str = "adapter_model.safetensors";
-
-/// PEFT's key of a parameter: the bias of an adapted layer belongs to its `base_layer`.
-pub fn peft_key(params: &ParamStore, name: &str) -> String {
-    if let Some(module) = name.strip_suffix(".bias")
-        && params.find(&format!("{module}.lora_A.weight")).is_some()
-    {
-        return format!("{PREFIX}{module}.base_layer.bias");
-    }
-    format!("{PREFIX}{name}")
-}
-
-/// Writes the adapter on `model` to a folder. Equal adapters give equal bytes.
-///
-/// # Errors
-/// When a file can't be written.
-pub fn save_adapter(model: &Model, config: &LoraConfig, dir: &Path) -> Result<()> {
-    write_params(&model.params, &dir.join(ADAPTER_FILE), |name| peft_key(&model.params, name))?;
-    config.save(dir)
-}
 
 /// Writes all parameters in f32 with PyTorch's metadata, atomically and one at a time; `key` names them.
 ///
@@ -52,17 +34,26 @@ pub fn write_params(params: &ParamStore, path: &Path, key: impl Fn(&str) -> Stri
     write_streamed(path, params.ids().map(tensor).collect())
 }
 
-/// Puts the adapter of a folder on a base model; returns its settings.
+/// Reads the parameters of `model` from a folder's file; `key` names them.
 ///
 /// # Errors
-/// When the folder is not a LoRA adapter that fits this model: every tensor must be there, have the right
-/// shape, and be used.
-pub fn load_adapter(model: &mut Model, dir: &Path) -> Result<LoraConfig> {
-    let mut config = LoraConfig::load(dir)?;
-    let checkpoint = open_adapter(dir)?;
-    attach(model, &mut config, 0)?;
-    load_tensors(model, &checkpoint, &dir.join(ADAPTER_FILE))?;
-    Ok(config)
+/// When a tensor is missing, left over or of another shape.
+pub(super) fn load_params(
+    model: &mut Model,
+    dir: &Path,
+    file: &str,
+    key: impl Fn(&ParamStore, &str) -> String,
+) -> Result<()> {
+    let path = dir.join(file);
+    let checkpoint = if file == ADAPTER_FILE { open_adapter(dir)? } else { Checkpoint::open_file(&path)? };
+    let mut unused: BTreeSet<&str> = checkpoint.names().collect();
+    for id in model.params.ids() {
+        let info = model.params.info(id).clone();
+        let tensor = take(&checkpoint, &mut unused, &key(&model.params, &info.name), &info.shape, &path)?;
+        let values = model.backend.to_f32(&tensor)?;
+        model.params.set(id, &values)?;
+    }
+    check_all_used(&unused, &path)
 }
 
 /// The tensors of an adapter folder.
@@ -79,17 +70,6 @@ pub(super) fn open_adapter(dir: &Path) -> Result<Checkpoint> {
         return Err(Error::format(dir, format!("expected {ADAPTER_FILE}, found none")));
     }
     Checkpoint::open_file(&path)
-}
-
-fn load_tensors(model: &mut Model, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
-    let mut unused: BTreeSet<&str> = checkpoint.names().collect();
-    for id in model.params.ids() {
-        let info = model.params.info(id).clone();
-        let tensor = take(checkpoint, &mut unused, &peft_key(&model.params, &info.name), &info.shape, path)?;
-        let values = model.backend.to_f32(&tensor)?;
-        model.params.set(id, &values)?;
-    }
-    check_all_used(&unused, path)
 }
 
 /// The adapter's tensor `key`, which the settings and the base model ask for in this shape.

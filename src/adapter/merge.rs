@@ -4,7 +4,8 @@
 //! `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added.
 
 use super::config::{Bias, LoraConfig};
-use super::io::{ADAPTER_FILE, check_all_used, open_adapter, take};
+use super::io::{ADAPTER_FILE, CONFIG_FILE, check_all_used, open_adapter, take};
+use super::reader::{Reader, read_map};
 use super::target::{Target, select_targets};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
@@ -69,7 +70,7 @@ pub fn merge_sharded(
     }
     let backend = Cpu::new(None)?;
     let config = ModelConfig::load(model_dir)?;
-    let lora = LoraConfig::load(adapter_dir)?;
+    let lora = read_lora(adapter_dir)?;
     let base = Checkpoint::open(model_dir)?;
     if let Some(name) = base.names().find(|name| bnb::is_quantized(&base, name)) {
         return Err(Error::tensor(
@@ -116,6 +117,16 @@ pub fn merge_sharded(
     written?;
     sync_folder(output);
     Ok(format!("merged {changed} adapted weights into {} tensors", plans.len()))
+}
+
+/// The settings of a LoRA adapter.
+fn read_lora(dir: &Path) -> Result<LoraConfig> {
+    let map = read_map(dir)?;
+    let reader = Reader::new(dir.join(CONFIG_FILE).display().to_string(), &map);
+    match reader.kind()?.as_str() {
+        "LORA" => LoraConfig::read(&reader),
+        other => Err(reader.error("peft_type", format!("`{other}` can't be merged; supported: LORA"))),
+    }
 }
 
 struct Planner<'a> {
@@ -208,7 +219,7 @@ impl Planner<'_> {
 
     /// Whether the settings say that the adapter has this parameter of the base.
     fn is_trained_whole(&self, module: &str, kind: &str, shape: &[usize]) -> bool {
-        let kept = self.lora.modules_to_save.iter().any(|name| module.ends_with(name.as_str()));
+        let kept = self.lora.targets.modules_to_save.iter().any(|name| module.ends_with(name.as_str()));
         let by_bias = match self.lora.bias {
             Bias::None => false,
             Bias::All => true,

@@ -1,11 +1,190 @@
 //! Which modules an adapter sits on: PEFT's matching rules, with errors instead of silent misses.
 
-use super::config::{LoraConfig, TargetModules};
+use super::config::LoraConfig;
+use super::reader::{Reader, Settings, names_or_null, targets_value};
 use crate::error::{Error, Result};
 use crate::model::{ModuleInfo, ModuleKind};
+use serde_json::json;
 use std::collections::BTreeSet;
 
-/// A module to adapt.
+/// Which modules are adapted or excluded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetModules {
+    /// All linear layers but the head.
+    AllLinear,
+    /// Modules whose path is, or ends in, one of these names.
+    Names(Vec<String>),
+    /// Modules whose whole path matches this regular expression.
+    Pattern(String),
+}
+
+impl TargetModules {
+    /// From a command line: `all-linear`, names separated by commas, or a regular expression (anything with
+    /// a character that no module path has).
+    pub fn parse(text: &str) -> Self {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ',' | ' ');
+        if text.eq_ignore_ascii_case("all-linear") {
+            TargetModules::AllLinear
+        } else if text.chars().all(plain) && !text.contains(".*") {
+            TargetModules::Names(
+                text.split(',').map(|n| n.trim().to_string()).filter(|n| !n.is_empty()).collect(),
+            )
+        } else {
+            TargetModules::Pattern(text.to_string())
+        }
+    }
+}
+
+/// Which modules an adapter sits on: the keys that most methods share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Targeting {
+    /// `None`: PEFT's default of the method and family.
+    pub target_modules: Option<TargetModules>,
+    pub exclude_modules: Option<TargetModules>,
+    pub layers_to_transform: Option<Vec<usize>>,
+    pub layers_pattern: Option<Vec<String>>,
+    /// Modules trained whole and saved with the adapter.
+    pub modules_to_save: Vec<String>,
+    /// Weights are stored `[in, out]`; set by the model, as in PEFT.
+    pub fan_in_fan_out: bool,
+}
+
+impl From<TargetModules> for Targeting {
+    fn from(target_modules: TargetModules) -> Self {
+        Targeting { target_modules: Some(target_modules), ..Targeting::default() }
+    }
+}
+
+impl Targeting {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// When one is malformed.
+    pub fn read(reader: &Reader<'_>) -> Result<Self> {
+        Ok(Targeting {
+            target_modules: reader.targets("target_modules")?,
+            exclude_modules: reader.targets("exclude_modules")?,
+            layers_to_transform: reader.layers("layers_to_transform")?,
+            layers_pattern: reader.strings("layers_pattern")?,
+            modules_to_save: reader.strings("modules_to_save")?.unwrap_or_default(),
+            fan_in_fan_out: reader.bool("fan_in_fan_out")?,
+        })
+    }
+
+    /// The keys as PEFT writes them.
+    pub fn settings(&self) -> Settings {
+        Settings::from([
+            ("exclude_modules", targets_value(&self.exclude_modules)),
+            ("fan_in_fan_out", json!(self.fan_in_fan_out)),
+            ("layers_pattern", json!(self.layers_pattern)),
+            ("layers_to_transform", json!(self.layers_to_transform)),
+            ("modules_to_save", names_or_null(&self.modules_to_save)),
+            ("target_modules", targets_value(&self.target_modules)),
+        ])
+    }
+
+    /// The modules that are chosen, in the model's order; `defaults` are the method's for the family.
+    ///
+    /// # Errors
+    /// As [`select_targets`].
+    pub fn select<'m>(
+        &self,
+        modules: &'m [ModuleInfo],
+        model_type: &str,
+        defaults: DefaultTargets,
+    ) -> Result<Vec<&'m ModuleInfo>> {
+        let targets = match &self.target_modules {
+            Some(targets) => targets.clone(),
+            None => default_modules(model_type, defaults)?,
+        };
+        check_names(&targets, modules)?;
+        if self.layers_to_transform.is_some() && !matches!(targets, TargetModules::Names(_)) {
+            return Err(Error::config(
+                "adapter",
+                "layers_to_transform",
+                "can't be used with a pattern or all-linear; list the module names",
+            ));
+        }
+        let mut chosen = Vec::new();
+        for module in modules {
+            let kept = self.modules_to_save.iter().any(|name| is_under(&module.path, name));
+            let excluded = match &self.exclude_modules {
+                Some(exclude) => matches(exclude, module, "exclude_modules")?,
+                None => false,
+            };
+            if !kept
+                && !excluded
+                && matches(&targets, module, "target_modules")?
+                && in_layers(self, &targets, &module.path)
+            {
+                chosen.push(module);
+            }
+        }
+        if chosen.is_empty() {
+            return Err(Error::config(
+                "adapter",
+                "target_modules",
+                format!(
+                    "{targets:?} (with exclude_modules and layers_to_transform) matches no module; the model has {}",
+                    leaf_names(modules).join(", ")
+                ),
+            ));
+        }
+        Ok(chosen)
+    }
+
+    /// [`Targeting::select`] for methods that sit on linear layers, but not on the output head.
+    ///
+    /// # Errors
+    /// When another kind of module is chosen.
+    pub fn select_linears<'m>(
+        &self,
+        modules: &'m [ModuleInfo],
+        model_type: &str,
+        defaults: DefaultTargets,
+    ) -> Result<Vec<&'m ModuleInfo>> {
+        let chosen = self.select(modules, model_type, defaults)?;
+        for module in &chosen {
+            let message = if !matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) {
+                "is not a linear layer; only linear layers can be adapted (modules_to_save trains it whole)"
+            } else if module.is_head {
+                "is the output head, on which adapters are not supported; train it whole by modules_to_save"
+            } else {
+                continue;
+            };
+            return Err(Error::config("adapter", "target_modules", format!("`{}` {message}", module.path)));
+        }
+        Ok(chosen)
+    }
+
+    /// Checks `modules_to_save`, and sets what follows from the model: `fan_in_fan_out`, and `target_modules` as PEFT
+    /// writes them.
+    ///
+    /// # Errors
+    /// When a name is no module's, or the family has no default.
+    pub fn complete(
+        &mut self,
+        modules: &[ModuleInfo],
+        model_type: &str,
+        conv1d: bool,
+        defaults: DefaultTargets,
+    ) -> Result<()> {
+        for name in &self.modules_to_save {
+            if !modules.iter().any(|m| m.path.ends_with(name.as_str())) {
+                return Err(no_such_module("modules_to_save", name, modules));
+            }
+        }
+        self.fan_in_fan_out = conv1d;
+        self.target_modules = Some(spelled_out(self.target_modules.as_ref(), modules, model_type, defaults)?);
+        Ok(())
+    }
+}
+
+/// A method's default targets by `model_type`.
+pub type DefaultTargets = fn(&str) -> Option<&'static [&'static str]>;
+
+/// A module to adapt with a low rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Module path.
@@ -17,7 +196,7 @@ pub struct Target {
 }
 
 /// PEFT's default targets by `model_type`; it has none for glm and glm4, which get those of their kin.
-fn default_targets(model_type: &str) -> Option<&'static [&'static str]> {
+pub fn lora_defaults(model_type: &str) -> Option<&'static [&'static str]> {
     Some(match model_type {
         "gpt2" => &["c_attn"],
         "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "gemma2" | "glm" | "glm4" => {
@@ -80,69 +259,25 @@ fn matches(targets: &TargetModules, module: &ModuleInfo, key: &str) -> Result<bo
     }
 }
 
-/// Modules that the adapter's settings choose, with rank and scale, in the model's order.
+/// Modules that a LoRA adapter's settings choose, with rank and scale, in the model's order.
 ///
 /// # Errors
 /// When nothing matches, when one of several target names matches nothing (with the nearest names), when a
-/// target is not a linear layer, or a pattern is malformed.
+/// target is not a linear layer or is the head, or a pattern is malformed.
 pub fn select_targets(config: &LoraConfig, modules: &[ModuleInfo], model_type: &str) -> Result<Vec<Target>> {
-    let targets = match &config.target_modules {
-        Some(targets) => targets.clone(),
-        None => defaults(model_type)?,
-    };
-    check_names(&targets, modules)?;
-    if config.layers_to_transform.is_some() && !matches!(targets, TargetModules::Names(_)) {
-        return Err(Error::config(
-            "adapter",
-            "layers_to_transform",
-            "can't be used with a pattern or all-linear; list the module names",
-        ));
-    }
-    let mut chosen = Vec::new();
-    for module in modules {
-        let kept = config.modules_to_save.iter().any(|name| is_under(&module.path, name));
-        let excluded = match &config.exclude_modules {
-            Some(exclude) => matches(exclude, module, "exclude_modules")?,
-            None => false,
-        };
-        if kept
-            || excluded
-            || !matches(&targets, module, "target_modules")?
-            || !in_layers(config, &targets, &module.path)
-        {
-            continue;
-        }
-        if !matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) {
-            return Err(Error::config(
-                "adapter",
-                "target_modules",
-                format!(
-                    "`{}` is not a linear layer; only linear layers can be adapted (modules_to_save trains it whole)",
-                    module.path
-                ),
-            ));
-        }
+    let with_rank = |module: &ModuleInfo| {
         let r = by_pattern(&config.rank_pattern, &module.path, "rank_pattern")?.unwrap_or(config.r);
         let alpha =
             by_pattern(&config.alpha_pattern, &module.path, "alpha_pattern")?.unwrap_or(config.lora_alpha);
-        chosen.push(Target { path: module.path.clone(), r, scale: config.scale(r, alpha) });
-    }
-    if chosen.is_empty() {
-        return Err(Error::config(
-            "adapter",
-            "target_modules",
-            format!(
-                "{targets:?} (with exclude_modules and layers_to_transform) matches no module; the model has {}",
-                leaf_names(modules).join(", ")
-            ),
-        ));
-    }
-    Ok(chosen)
+        Ok(Target { path: module.path.clone(), r, scale: config.scale(r, alpha) })
+    };
+    let chosen = config.targets.select_linears(modules, model_type, lora_defaults)?;
+    chosen.into_iter().map(with_rank).collect()
 }
 
 /// PEFT's default of the family.
-fn defaults(model_type: &str) -> Result<TargetModules> {
-    let names = default_targets(model_type).ok_or_else(|| {
+fn default_modules(model_type: &str, defaults: DefaultTargets) -> Result<TargetModules> {
+    let names = defaults(model_type).ok_or_else(|| {
         Error::config(
             "adapter",
             "target_modules",
@@ -160,13 +295,14 @@ const MIN_TARGETS_TO_SHORTEN: usize = 20;
 ///
 /// # Errors
 /// When the family has no default.
-pub(super) fn spelled_out(
+fn spelled_out(
     targets: Option<&TargetModules>,
     modules: &[ModuleInfo],
     model_type: &str,
+    defaults: DefaultTargets,
 ) -> Result<TargetModules> {
     let names = match targets {
-        None => return defaults(model_type),
+        None => return default_modules(model_type, defaults),
         Some(TargetModules::Pattern(pattern)) => return Ok(TargetModules::Pattern(pattern.clone())),
         Some(TargetModules::Names(names)) => names.clone(),
         Some(TargetModules::AllLinear) => {
@@ -206,7 +342,7 @@ fn shortest_suffixes(names: &[String], modules: &[ModuleInfo]) -> Vec<String> {
 }
 
 /// Whether `layers_to_transform` lets the module through; a full path in the list always passes.
-fn in_layers(config: &LoraConfig, targets: &TargetModules, path: &str) -> bool {
+fn in_layers(config: &Targeting, targets: &TargetModules, path: &str) -> bool {
     let Some(layers) = &config.layers_to_transform else { return true };
     if let TargetModules::Names(names) = targets
         && names.iter().any(|n| n == path)
@@ -228,7 +364,7 @@ fn check_names(targets: &TargetModules, modules: &[ModuleInfo]) -> Result<()> {
 }
 
 /// The error for a name that is no module's, with the nearest that are.
-pub(super) fn no_such_module(key: &str, name: &str, modules: &[ModuleInfo]) -> Error {
+fn no_such_module(key: &str, name: &str, modules: &[ModuleInfo]) -> Error {
     let mut leaves = leaf_names(modules);
     let wanted = name.rsplit('.').next().unwrap_or(name);
     leaves.sort_by_key(|leaf| edit_distance(leaf, wanted));

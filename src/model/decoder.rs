@@ -457,7 +457,9 @@ impl Layer {
     /// Whether any parameter of the layer is trained.
     fn is_trainable(&self) -> bool {
         let linear = |l: &Linear| {
-            l.lora.is_some() || l.weight.id().is_some() || l.bias.as_ref().is_some_and(|b| b.id().is_some())
+            l.adapter.is_some()
+                || l.weight.id().is_some()
+                || l.bias.as_ref().is_some_and(|b| b.id().is_some())
         };
         let norm = |n: &Norm| n.weight.id().is_some() || n.bias.as_ref().is_some_and(|b| b.id().is_some());
         let qkv = match &self.qkv {

@@ -138,7 +138,7 @@ impl Builder<'_> {
             conv1d: false,
             in_features: c.hidden_size,
             out_features: c.vocab_size,
-            lora: None,
+            adapter: None,
         };
         if let Source::File { checkpoint, .. } = &self.source {
             // Reading one tensor may have brought back pages of its neighbours that were released before.
@@ -211,7 +211,7 @@ impl Builder<'_> {
         let weight = self.weight(path, [o, i], conv1d, self.options.quant)?;
         let bias = bias.then(|| self.vector(&format!("{path}.bias"), o, 0.0)).transpose()?;
         let path = path.to_string();
-        Ok(Linear { path, weight, bias, conv1d, in_features: i, out_features: o, lora: None })
+        Ok(Linear { path, weight, bias, conv1d, in_features: i, out_features: o, adapter: None })
     }
 
     /// The weight `[o, i]` of a linear layer: as bitsandbytes quantized it, else quantized now if `quant` says so.

@@ -21,4 +21,4 @@ pub use config::ModelConfig;
 pub use decoder::{KvCache, Model};
 pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
-pub use module::{Embedding, Linear, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight};
+pub use module::{Embedding, Linear, LinearAdapter, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight};

@@ -134,7 +134,24 @@ pub struct Linear {
     /// Columns of the output.
     pub out_features: usize,
     /// The adapter on it.
-    pub lora: Option<Lora>,
+    pub adapter: Option<LinearAdapter>,
+}
+
+/// What a method puts on a linear layer.
+#[derive(Clone, Debug)]
+pub enum LinearAdapter {
+    /// A low-rank part.
+    Lora(Lora),
+}
+
+impl Linear {
+    /// The low-rank part that is computed together with the layer's product.
+    pub fn lora(&self) -> Option<&Lora> {
+        match &self.adapter {
+            Some(LinearAdapter::Lora(lora)) => Some(lora),
+            _ => None,
+        }
+    }
 }
 
 /// RMSNorm or LayerNorm.

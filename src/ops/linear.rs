@@ -38,7 +38,7 @@ fn dropped(backend: &Backend, x: &Tensor, lora: &Lora, dropout: Option<Dropout>)
 /// The bias that is added: the layer's own, and `scale` times the low-rank part's.
 fn total_bias(backend: &Backend, params: &ParamStore, layer: &Linear) -> Result<Option<Tensor>> {
     let own = layer.bias.as_ref().map(|b| b.tensor(params)).transpose()?;
-    let Some((lora, id)) = layer.lora.as_ref().and_then(|l| l.bias.map(|id| (l, id))) else {
+    let Some((lora, id)) = layer.lora().and_then(|l| l.bias.map(|id| (l, id))) else {
         return Ok(own);
     };
     let mut total = backend.empty(&[layer.out_features], DType::F32)?;
@@ -71,7 +71,7 @@ impl Tape<'_> {
         let (mut biases, mut outputs) = (Vec::with_capacity(N), Vec::with_capacity(N));
         for layer in layers {
             weights.push(layer.weight.weight(params)?);
-            ups.push(layer.lora.as_ref().map(|lora| params.value(lora.b)).transpose()?);
+            ups.push(layer.lora().map(|lora| params.value(lora.b)).transpose()?);
             biases.push(total_bias(&backend, params, layer)?);
             outputs.push(self.empty(rows, layer.out_features)?);
         }
@@ -98,7 +98,7 @@ impl Tape<'_> {
     /// `scale * A drop(x)` of each layer that has a low-rank part, `[tokens, r]`.
     fn low_rank(&self, x: &Var, layers: &[&Linear]) -> Result<Vec<Option<Tensor>>> {
         let mut operands = Vec::with_capacity(layers.len());
-        for lora in layers.iter().filter_map(|layer| layer.lora.as_ref()) {
+        for lora in layers.iter().filter_map(|layer| layer.lora()) {
             let a = self.params.value(lora.a)?;
             let h = self.empty(x.tensor.rows(), a.rows())?;
             operands.push((h, a, dropped(&self.backend, &x.tensor, lora, self.dropout)?, lora.scale));
@@ -117,13 +117,13 @@ impl Tape<'_> {
             .collect();
         self.backend.gemm_all(&mut products)?;
         let mut hidden = hidden.into_iter();
-        Ok(layers.iter().map(|layer| layer.lora.as_ref().and_then(|_| hidden.next())).collect())
+        Ok(layers.iter().map(|layer| layer.lora().and_then(|_| hidden.next())).collect())
     }
 
     fn record_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, h: Option<Tensor>) -> Var {
         let bias = layer.bias.as_ref().and_then(Parameter::id);
         let trains_weight = layer.weight.id().is_some();
-        let needs_x = trains_weight || layer.lora.is_some();
+        let needs_x = trains_weight || layer.lora().is_some();
         let trainable = needs_x || bias.is_some();
         let input = if needs_x { self.input(x) } else { Input::Unused };
         self.record(y, [x], trainable, || Op::Linear {
@@ -131,7 +131,7 @@ impl Tape<'_> {
             weight: layer.weight.clone(),
             conv1d: layer.conv1d,
             bias,
-            lora: layer.lora.clone().zip(h),
+            lora: layer.lora().cloned().zip(h),
         })
     }
 }

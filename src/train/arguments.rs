@@ -1,18 +1,7 @@
 //! What a training run is told, in the names of Hugging Face's training arguments.
 
-use crate::adapter::LoraConfig;
 use crate::optim::{LrSchedulerType, OptimizerArguments};
 use serde_json::{Value, json};
-
-/// What is trained.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant)]
-pub enum Method {
-    /// A LoRA adapter.
-    Lora(LoraConfig),
-    /// The whole model.
-    Full,
-}
 
 /// When evaluations or checkpoints happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

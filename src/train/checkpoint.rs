@@ -4,8 +4,9 @@
 //! `optimizer.safetensors` with the optimizer's state of every parameter; and `trainer_state.json` with the place in
 //! the data, the settings and the history. It is built under another name and renamed when whole.
 
-use super::arguments::Method;
-use crate::adapter::io::{ADAPTER_FILE, peft_key, save_adapter, write_params};
+use crate::adapter::io::CONFIG_FILE;
+use crate::adapter::reader::to_json;
+use crate::adapter::{Method, read_adapter};
 use crate::data::loader::LoaderState;
 use crate::error::{Error, Result};
 use crate::fs::{read_text, sync_folder, temporary_sibling, write_atomic_bytes};
@@ -19,7 +20,6 @@ use std::path::{Path, PathBuf};
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-const MODEL_FILE: &str = "model.safetensors";
 
 /// The best evaluation so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,39 +72,6 @@ pub fn latest_checkpoint(output: &Path) -> Option<PathBuf> {
     checkpoints(output).pop().map(|(_, path)| path)
 }
 
-/// Writes what is trained: the adapter, or the whole model's parameters in f32.
-///
-/// # Errors
-/// When a file can't be written.
-pub fn save_trained(model: &Model, method: &Method, dir: &Path) -> Result<()> {
-    match method {
-        Method::Lora(config) => save_adapter(model, config, dir),
-        Method::Full => write_params(&model.params, &dir.join(MODEL_FILE), str::to_string),
-    }
-}
-
-/// Reads what [`save_trained`] wrote into the model's parameters.
-///
-/// # Errors
-/// When a tensor is missing or of another shape.
-pub fn load_trained(model: &mut Model, method: &Method, dir: &Path) -> Result<()> {
-    let file = dir.join(match method {
-        Method::Lora(_) => ADAPTER_FILE,
-        Method::Full => MODEL_FILE,
-    });
-    let checkpoint = Checkpoint::open_file(&file)?;
-    for id in model.params.ids() {
-        let name = model.params.info(id).name.clone();
-        let key = match method {
-            Method::Lora(_) => peft_key(&model.params, &name),
-            Method::Full => name,
-        };
-        let values = model.backend.to_f32(&checkpoint.tensor(&key)?)?;
-        model.params.set(id, &values)?;
-    }
-    Ok(())
-}
-
 /// Writes a checkpoint; returns its folder.
 ///
 /// # Errors
@@ -112,7 +79,7 @@ pub fn load_trained(model: &mut Model, method: &Method, dir: &Path) -> Result<()
 pub fn save(
     output: &Path,
     model: &Model,
-    method: &Method,
+    method: &dyn Method,
     optimizer: &Optimizer,
     state: &TrainerState,
 ) -> Result<PathBuf> {
@@ -120,7 +87,7 @@ pub fn save(
     let temporary = temporary_sibling(&dir)?;
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
-        save_trained(model, method, &temporary)?;
+        method.save(model, &temporary)?;
         write_streamed(&temporary.join(OPTIMIZER_FILE), optimizer.tensors(&model.backend, &model.params))?;
         let text = serde_json::to_string_pretty(state).map_err(|e| Error::format(&dir, e.to_string()))?;
         write_atomic_bytes(&temporary.join(STATE_FILE), text.as_bytes())?;
@@ -144,7 +111,7 @@ pub fn save(
 pub fn load(
     dir: &Path,
     model: &mut Model,
-    method: &Method,
+    method: &dyn Method,
     optimizer: &mut Optimizer,
 ) -> Result<TrainerState> {
     let path = dir.join(STATE_FILE);
@@ -153,17 +120,15 @@ pub fn load(
     }
     let state: TrainerState = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::format(&path, format!("not a trainer's state: {e}")))?;
-    if let Method::Lora(config) = method {
-        let saved = crate::adapter::LoraConfig::load(dir)?;
-        if saved.to_json() != config.to_json() {
-            return Err(Error::format(
-                dir.join("adapter_config.json"),
-                "the checkpoint's adapter has other settings than this run; resume with the same, or start anew \
-                 from its weights with --init-adapter",
-            ));
-        }
+    let settings = method.settings();
+    if !settings.is_empty() && to_json(&read_adapter(dir)?.settings()) != to_json(&settings) {
+        return Err(Error::format(
+            dir.join(CONFIG_FILE),
+            "the checkpoint's adapter has other settings than this run; resume with the same, or start anew \
+             from its weights with --init-adapter",
+        ));
     }
-    load_trained(model, method, dir)?;
+    method.load_values(model, dir)?;
     let file = Checkpoint::open_file(&dir.join(OPTIMIZER_FILE))?;
     optimizer.load(&model.backend, &model.params, &file, state.global_step as u64)?;
     Ok(state)

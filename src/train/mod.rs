@@ -6,7 +6,7 @@ pub mod metrics;
 pub mod plan;
 pub mod trainer;
 
-pub use arguments::{Interval, Method, TrainingArguments};
+pub use arguments::{Interval, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
 pub use plan::{MemoryPlan, PlanArguments, Planner};
 pub use trainer::{Event, Report, Trainer, evaluate};

@@ -1,8 +1,9 @@
 //! The training loop.
 
-use super::arguments::{Interval, Method, TrainingArguments};
+use super::arguments::{Interval, TrainingArguments};
 use super::checkpoint::{self, Best, TrainerState};
 use super::metrics::{EvalMetrics, MetricsFile, StepMetrics, peak_memory_bytes};
+use crate::adapter::Method;
 use crate::autograd::Dropout;
 use crate::data::Example;
 use crate::data::loader::{Loader, sequential_batches};
@@ -46,7 +47,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Trainer<'a> {
     model: &'a mut Model,
-    method: Method,
+    method: Box<dyn Method>,
     arguments: TrainingArguments,
     loader: Loader,
     eval_examples: Vec<Example>,
@@ -65,7 +66,7 @@ impl<'a> Trainer<'a> {
     /// When memory can't be had or settings contradict each other.
     pub fn new(
         model: &'a mut Model,
-        method: Method,
+        method: Box<dyn Method>,
         arguments: TrainingArguments,
         loader: Loader,
         eval_examples: Vec<Example>,
@@ -118,7 +119,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When the checkpoint is malformed, or of a run with other data or settings.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        let state = checkpoint::load(checkpoint, self.model, &self.method, &mut self.optimizer)?;
+        let state = checkpoint::load(checkpoint, self.model, &*self.method, &mut self.optimizer)?;
         if let (Some(old), Some(new)) = (state.settings.as_object(), self.state.settings.as_object()) {
             for (key, value) in new {
                 if old.get(key) != Some(value) {
@@ -180,7 +181,7 @@ impl<'a> Trainer<'a> {
             }
         }
         self.load_best()?;
-        checkpoint::save_trained(self.model, &self.method, &self.output)?;
+        self.method.save(self.model, &self.output)?;
         Ok(Report { steps: self.state.global_step, loss, best: self.state.best.clone() })
     }
 
@@ -266,7 +267,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn save_checkpoint(&self, tell: &mut dyn FnMut(&Event)) -> Result<PathBuf> {
-        let path = checkpoint::save(&self.output, self.model, &self.method, &self.optimizer, &self.state)?;
+        let path = checkpoint::save(&self.output, self.model, &*self.method, &self.optimizer, &self.state)?;
         let best = self.state.best.as_ref().map(|best| best.step);
         checkpoint::prune(&self.output, self.arguments.save_total_limit, best)?;
         tell(&Event::Checkpoint(path.clone()));
@@ -279,7 +280,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         };
         let dir = checkpoint::checkpoint_dir(&self.output, best.step);
-        checkpoint::load_trained(self.model, &self.method, &dir)
+        self.method.load_values(self.model, &dir)
     }
 }
 

@@ -2,9 +2,8 @@
 
 use super::golden::path;
 use lowrank::DType;
-use lowrank::adapter::LoraConfig;
-use lowrank::adapter::config::{Bias, InitLoraWeights, TargetModules};
-use lowrank::adapter::lora::{attach, attach_full};
+use lowrank::adapter::{Bias, InitLoraWeights, TargetModules};
+use lowrank::adapter::{Full, LoraConfig, Method};
 use lowrank::autograd::Dropout;
 use lowrank::backend::Backend;
 use lowrank::model::{Batch, Model};
@@ -29,13 +28,13 @@ pub fn trainable(family: &str, backend: &Backend, dtype: DType, trained: Trained
                 lora_alpha: 10.0,
                 lora_dropout: 0.2,
                 bias: Bias::All,
-                target_modules: Some(TargetModules::AllLinear),
+                targets: TargetModules::AllLinear.into(),
                 init_lora_weights: InitLoraWeights::Random,
                 ..LoraConfig::default()
             };
-            attach(&mut model, &mut config, 11).unwrap();
+            config.attach(&mut model, 11).unwrap();
         }
-        Trained::Full => attach_full(&mut model).unwrap(),
+        Trained::Full => Full.attach(&mut model, 0).unwrap(),
     }
     model
 }

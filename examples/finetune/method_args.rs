@@ -1,0 +1,158 @@
+//! The methods' settings as flags: each is the PEFT key of the same name, given to the method only if set.
+
+use clap::Args;
+use lowrank::adapter::{Full, Method, TargetModules, from_settings, method_row};
+use lowrank::{Error, Result};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Settings of the method; those that the chosen one doesn't have are refused.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub struct MethodArgs {
+    /// Rank of the adapter [default: 8]
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r: Option<usize>,
+    /// The adapter's scale is lora-alpha / r [default: 8]
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_alpha: Option<f64>,
+    /// Probability of dropping an input element of the adapter [default: 0]
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_dropout: Option<f64>,
+    /// Scale by lora-alpha / sqrt(r)
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub use_rslora: bool,
+    /// Train magnitude and direction apart (DoRA)
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub use_dora: bool,
+    /// true, gaussian, pissa or olora [default: true]
+    #[arg(long, value_name = "INIT", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_lora_weights: Option<String>,
+    /// all-linear, names separated by commas, or a regular expression; PEFT's default of the family if absent
+    #[arg(long, value_name = "MODULES", help_heading = "Method")]
+    #[serde(skip)]
+    pub target_modules: Option<String>,
+    /// Modules left out, in the same form
+    #[arg(long, value_name = "MODULES", help_heading = "Method")]
+    #[serde(skip)]
+    pub exclude_modules: Option<String>,
+    /// IA3's targets whose input is scaled, in the same form
+    #[arg(long, value_name = "MODULES", help_heading = "Method")]
+    #[serde(skip)]
+    pub feedforward_modules: Option<String>,
+    /// Layers that are adapted, separated by commas; all by default
+    #[arg(long, value_delimiter = ',', value_name = "N,N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Ranks by module pattern, separated by commas; the first match counts
+    #[arg(long, value_delimiter = ',', value_parser = key_value::<usize>, value_name = "PATTERN=R", help_heading = "Method")]
+    #[serde(skip)]
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas by module pattern, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = key_value::<f64>, value_name = "PATTERN=ALPHA", help_heading = "Method")]
+    #[serde(skip)]
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules trained whole and saved with the adapter, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "MODULES", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modules_to_save: Option<Vec<String>>,
+    /// Biases trained with the adapter: none, all or lora_only [default: none]
+    #[arg(long, value_parser = ["none", "all", "lora_only"], help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bias: Option<String>,
+    /// Virtual tokens of prefix, prompt and ptuning [default: 20]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_virtual_tokens: Option<usize>,
+    /// Make the prefix by a small MLP while training
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub prefix_projection: bool,
+    /// Width of that MLP, and of ptuning's encoder
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_hidden_size: Option<usize>,
+    /// ptuning's encoder: MLP or LSTM [default: MLP]
+    #[arg(long, value_parser = ["MLP", "LSTM"], help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_reparameterization_type: Option<String>,
+    /// How prompt tuning starts: RANDOM, TEXT or SAMPLE_VOCAB [default: RANDOM]
+    #[arg(long, value_parser = ["RANDOM", "TEXT", "SAMPLE_VOCAB"], help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tuning_init: Option<String>,
+    /// The text for --prompt-tuning-init TEXT
+    #[arg(long, value_name = "TEXT", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tuning_init_text: Option<String>,
+}
+
+fn is_false(x: &bool) -> bool {
+    !x
+}
+
+/// `PATTERN=VALUE`.
+fn key_value<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
+    let (key, value) =
+        text.rsplit_once('=').ok_or_else(|| format!("expected PATTERN=VALUE, found `{text}`"))?;
+    let value = value.parse().map_err(|_| format!("expected a number after `=`, found `{value}`"))?;
+    Ok((key.to_string(), value))
+}
+
+impl MethodArgs {
+    /// The flags that are set, by PEFT's keys.
+    fn settings(&self) -> Result<Map<String, Value>> {
+        let Ok(Value::Object(mut map)) = serde_json::to_value(self) else {
+            return Err(Error::Unsupported("the method's flags are not keys and values".into()));
+        };
+        for (key, text) in [
+            ("target_modules", &self.target_modules),
+            ("exclude_modules", &self.exclude_modules),
+            ("feedforward_modules", &self.feedforward_modules),
+        ] {
+            let value = match text.as_deref().map(TargetModules::parse) {
+                None => continue,
+                Some(TargetModules::AllLinear) => json!("all-linear"),
+                Some(TargetModules::Names(names)) => json!(names),
+                Some(TargetModules::Pattern(pattern)) => json!(pattern),
+            };
+            map.insert(key.into(), value);
+        }
+        if let Some(Value::String(init)) = map.get_mut("init_lora_weights")
+            && let Ok(value) = init.parse::<bool>()
+        {
+            map.insert("init_lora_weights".into(), json!(value));
+        }
+        let mut pattern = |key: &str, entries: Map<String, Value>| {
+            if !entries.is_empty() {
+                map.insert(key.into(), Value::Object(entries));
+            }
+        };
+        pattern("rank_pattern", self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect());
+        pattern("alpha_pattern", self.alpha_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect());
+        Ok(map)
+    }
+
+    /// The method of this name with these settings, for the model of a folder.
+    pub fn method(&self, name: &str, model: &Path) -> Result<Box<dyn Method>> {
+        let row = method_row(name)?;
+        let mut map = self.settings()?;
+        if row.peft_type.is_empty() {
+            return match map.keys().next() {
+                None => Ok(Box::new(Full)),
+                Some(key) => {
+                    Err(Error::config("command line", key, format!("is not a setting of --method {name}")))
+                }
+            };
+        }
+        map.insert("peft_type".into(), json!(row.peft_type));
+        map.insert("task_type".into(), json!("CAUSAL_LM"));
+        map.insert("base_model_name_or_path".into(), json!(model.display().to_string()));
+        from_settings("command line", &map)
+    }
+}

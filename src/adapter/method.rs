@@ -1,0 +1,163 @@
+//! What a method of fine-tuning is, and the table of those there are.
+
+use super::attach::Attachment;
+use super::config::LoraConfig;
+use super::full::Full;
+use super::io::{ADAPTER_FILE, CONFIG_FILE, load_params, write_params};
+use super::reader::{Reader, Settings, read_map, to_json};
+use crate::error::{Error, Result};
+use crate::fs::write_atomic_bytes;
+use crate::model::Model;
+use crate::param::ParamStore;
+use serde_json::{Map, Value};
+use std::fmt::Debug;
+use std::path::Path;
+
+/// A method with its settings: what it puts on a model, and how that is stored.
+pub trait Method: Debug + Send + Sync {
+    /// Its row of [`METHODS`], by name.
+    fn name(&self) -> &'static str;
+
+    /// PEFT's keys and values; empty if the method has no `adapter_config.json`.
+    fn settings(&self) -> Settings;
+
+    /// Adds parameters to `attachment` and puts them on the model, with initial values that follow from the
+    /// attachment's seed. Settings are completed by what the model says.
+    ///
+    /// # Errors
+    /// When the settings don't fit the model.
+    fn install(&mut self, model: &mut Model, attachment: &mut Attachment) -> Result<()>;
+
+    /// The name in the file of the parameter `name`.
+    fn key(&self, params: &ParamStore, name: &str) -> String;
+
+    /// Puts the method on a base model.
+    ///
+    /// # Errors
+    /// When the settings don't fit the model or memory can't be had.
+    fn attach(&mut self, model: &mut Model, seed: u64) -> Result<()> {
+        let mut attachment = Attachment::new(seed);
+        self.install(model, &mut attachment)?;
+        attachment.finish(model)
+    }
+
+    /// The file of the parameters.
+    fn file(&self) -> &'static str {
+        ADAPTER_FILE
+    }
+
+    /// Writes what is trained to a folder. Equal parameters give equal bytes.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    fn save(&self, model: &Model, dir: &Path) -> Result<()> {
+        write_params(&model.params, &dir.join(self.file()), |name| self.key(&model.params, name))?;
+        save_settings(self.settings(), dir)
+    }
+
+    /// Reads what [`Method::save`] wrote into the parameters of a model that the method is on.
+    ///
+    /// # Errors
+    /// When a tensor is missing, left over or of another shape.
+    fn load_values(&self, model: &mut Model, dir: &Path) -> Result<()> {
+        load_params(model, dir, self.file(), |params, name| self.key(params, name))
+    }
+
+    /// Puts an adapter of a folder on a base model; the settings are those of the folder already.
+    ///
+    /// # Errors
+    /// When the adapter does not fit the model.
+    fn load(&mut self, model: &mut Model, dir: &Path) -> Result<()> {
+        self.attach(model, 0)?;
+        self.load_values(model, dir)
+    }
+}
+
+/// Writes `adapter_config.json`, unless there is nothing to write.
+///
+/// # Errors
+/// When the file can't be written.
+pub(super) fn save_settings(settings: Settings, dir: &Path) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    write_atomic_bytes(&dir.join(CONFIG_FILE), to_json(&settings).as_bytes())
+}
+
+/// A row of the table of methods.
+#[derive(Clone, Copy, Debug)]
+pub struct MethodRow {
+    /// Name on the command line.
+    pub name: &'static str,
+    /// PEFT's `peft_type`; empty for what has no adapter.
+    pub peft_type: &'static str,
+    /// One line for people.
+    pub about: &'static str,
+    /// Settings from keys.
+    pub read: fn(&Reader<'_>) -> Result<Box<dyn Method>>,
+}
+
+/// All methods.
+pub const METHODS: &[MethodRow] = &[
+    MethodRow {
+        name: "lora",
+        peft_type: "LORA",
+        about: "low-rank matrices beside linear layers; also DoRA, rsLoRA, PiSSA, OLoRA",
+        read: |r| Ok(Box::new(LoraConfig::read(r)?)),
+    },
+    MethodRow {
+        name: "full",
+        peft_type: "",
+        about: "every parameter of the base",
+        read: |_| Ok(Box::new(Full)),
+    },
+];
+
+/// A method from its `peft_type` and keys; `context` says where they come from.
+///
+/// # Errors
+/// When the kind is not known or a key is malformed, or set and not implemented.
+pub fn from_settings(context: impl Into<String>, map: &Map<String, Value>) -> Result<Box<dyn Method>> {
+    let reader = Reader::new(context, map);
+    let kind = reader.kind()?;
+    let row = METHODS.iter().find(|row| row.peft_type == kind && !kind.is_empty()).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|r| r.peft_type).filter(|t| !t.is_empty()).collect();
+        reader.error("peft_type", format!("`{kind}` is not supported; supported: {}", known.join(", ")))
+    })?;
+    (row.read)(&reader)
+}
+
+/// The method of an adapter folder, not yet on a model.
+///
+/// # Errors
+/// As [`from_settings`], or when `adapter_config.json` can't be read.
+pub fn read_adapter(dir: &Path) -> Result<Box<dyn Method>> {
+    let map = read_map(dir)?;
+    from_settings(dir.join(CONFIG_FILE).display().to_string(), &map)
+}
+
+/// Puts the adapter of a folder on a base model; returns its method with settings.
+///
+/// # Errors
+/// When the folder is not an adapter that fits this model: every tensor must be there, have the right shape, and be
+/// used.
+pub fn load_adapter(model: &mut Model, dir: &Path) -> Result<Box<dyn Method>> {
+    let mut method = read_adapter(dir)?;
+    method.load(model, dir)?;
+    Ok(method)
+}
+
+/// The row of a method by its name on the command line.
+///
+/// # Errors
+/// When there is none.
+pub fn method_row(name: &str) -> Result<&'static MethodRow> {
+    METHODS.iter().find(|row| row.name == name).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|r| r.name).collect();
+        Error::config(
+            "command line",
+            "--method",
+            format!("`{name}` is not a method; expected {}", known.join(", ")),
+        )
+    })
+}
