@@ -2,7 +2,7 @@
 #include "table.h"
 #include "vmath.h"
 
-enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, TANH = 4, SIGMOID = 5 };
 
 #define SQRT_2_OVER_PI 0.7978845608028654f
 #define GELU_CUBIC 0.044715f
@@ -17,6 +17,8 @@ INLINE vf activate(vf x, int kind) {
         vf u = vf_mul(vf_set1(SQRT_2_OVER_PI), vf_fma(vf_set1(GELU_CUBIC), cubic, x));
         return vf_mul(vf_mul(half, x), vf_add(one, v_tanh(u)));
     }
+    case TANH: return v_tanh(x);
+    case SIGMOID: return v_sigmoid(x);
     default: return vf_select(vf_lt(x, vf_zero()), vf_zero(), x);
     }
 }
@@ -40,6 +42,14 @@ INLINE vf derivative(vf x, int kind) {
         vf du = vf_mul(vf_set1(SQRT_2_OVER_PI), vf_fma(vf_set1(3.0f * GELU_CUBIC), square, one));
         vf slope = vf_mul(vf_mul(vf_mul(half, x), vf_sub(one, vf_mul(t, t))), du);
         return vf_add(vf_mul(half, vf_add(one, t)), slope);
+    }
+    case TANH: {
+        vf t = v_tanh(x);
+        return vf_sub(one, vf_mul(t, t));
+    }
+    case SIGMOID: {
+        vf s = v_sigmoid(x);
+        return vf_mul(s, vf_sub(one, s));
     }
     default: return vf_select(vf_lt(vf_zero(), x), one, vf_zero());
     }

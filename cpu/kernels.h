@@ -167,6 +167,11 @@ struct kernel_table {
     void (*layer_norm_dweight)(float *dweight, const void *dy, const void *x, const float *stats, size_t rows,
                                size_t cols, size_t first, size_t last, int32_t type);
     // Columns [first, last) of out += sum over rows of x.
+    void (*column_products)(float *out, const void *a, const void *b, size_t rows, size_t cols, size_t first,
+                            size_t last, int32_t type);
+    void (*scale_columns)(void *out, const void *x, const float *factors, const float *bias, size_t rows, size_t cols,
+                          int32_t type);
+    void (*rsqrt)(float *out, const float *x, size_t n);
     void (*column_sums)(float *out, const void *x, size_t rows, size_t cols, size_t first, size_t last,
                         int32_t type);
 

@@ -135,6 +135,37 @@ static void column_sums(float *out, const void *x, size_t rows, size_t cols, siz
     }
 }
 
+static void column_products(float *out, const void *a, const void *b, size_t rows, size_t cols, size_t first,
+                            size_t last, int32_t type) {
+    for (size_t j = first; j < last; j += LANES) {
+        size_t left = last - j;
+        vf sum = v_load_part(out + j, left, TYPE_F32);
+        for (size_t i = 0; i < rows; i++) {
+            vf x = v_load_part(at(a, i * cols + j, type), left, type);
+            sum = vf_fma(x, v_load_part(at(b, i * cols + j, type), left, type), sum);
+        }
+        v_store_part(out + j, sum, left, TYPE_F32);
+    }
+}
+
+static void scale_columns(void *out, const void *x, const float *factors, const float *bias, size_t rows, size_t cols,
+                          int32_t type) {
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j += LANES) {
+            size_t left = cols - j;
+            vf v = v_load_part(at(x, i * cols + j, type), left, type), factor = v_load_part(factors + j, left, TYPE_F32);
+            v = bias ? vf_fma(v, factor, v_load_part(bias + j, left, TYPE_F32)) : vf_mul(v, factor);
+            v_store_part(at_mut(out, i * cols + j, type), v, left, type);
+        }
+}
+
+static void rsqrt(float *out, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        vf root = vf_sqrt(v_load_part(x + i, n - i, TYPE_F32));
+        v_store_part(out + i, vf_div(vf_set1(1.0f), root), n - i, TYPE_F32);
+    }
+}
+
 static float sum_squares(const float *x, size_t n) {
     vf sum = vf_zero();
     for (size_t i = 0; i < n; i += LANES) {
@@ -151,6 +182,9 @@ void TABLE_FN(norm)(struct kernel_table *table) {
     table->layer_norm = layer_norm;
     table->layer_norm_dx = layer_norm_dx;
     table->layer_norm_dweight = layer_norm_dweight;
+    table->column_products = column_products;
+    table->scale_columns = scale_columns;
+    table->rsqrt = rsqrt;
     table->column_sums = column_sums;
     table->sum_squares = sum_squares;
 }

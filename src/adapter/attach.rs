@@ -35,9 +35,20 @@ impl Attachment {
         Attachment { layout: ParamLayout::default(), initial: Vec::new(), seed }
     }
 
-    /// Adds a parameter; weight decay applies to those of several dimensions.
+    /// What random initial values follow from.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Adds a parameter; weight decay applies to all but biases.
     pub fn add(&mut self, name: impl Into<String>, shape: &[usize], initial: Initial) -> ParamId {
-        let id = self.layout.add(name, shape, shape.len() > 1);
+        let name = name.into();
+        let decay = !name.rsplit('.').next().is_some_and(|last| last.starts_with("bias"));
+        self.push(name, shape, decay, initial)
+    }
+
+    fn push(&mut self, name: String, shape: &[usize], decay: bool, initial: Initial) -> ParamId {
+        let id = self.layout.add(name, shape, decay);
         self.initial.push((id, initial));
         id
     }
@@ -66,7 +77,8 @@ impl Attachment {
             }
         };
         // Biases and norms have one dimension; weight decay spares them.
-        let id = self.add(name, tensor.shape(), Initial::Copy(tensor.clone()));
+        let decay = tensor.shape().len() > 1;
+        let id = self.push(name.to_string(), tensor.shape(), decay, Initial::Copy(tensor.clone()));
         *parameter = Parameter::Trainable(id);
         Ok(())
     }

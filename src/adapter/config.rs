@@ -16,6 +16,27 @@ pub enum Bias {
     LoraOnly,
 }
 
+impl Bias {
+    /// Reads the key `bias`; `own` is the method's word for its own layers' biases.
+    pub(super) fn read(reader: &Reader<'_>, own: &str) -> Result<Self> {
+        match reader.get("bias").map(|v| v.as_str().unwrap_or("?")) {
+            None | Some("none") => Ok(Bias::None),
+            Some("all") => Ok(Bias::All),
+            Some(word) if word == own => Ok(Bias::LoraOnly),
+            Some(_) => Err(reader.error("bias", format!("expected none, all or {own}"))),
+        }
+    }
+
+    /// The key's value.
+    pub(super) fn name(self, own: &'static str) -> &'static str {
+        match self {
+            Bias::None => "none",
+            Bias::All => "all",
+            Bias::LoraOnly => own,
+        }
+    }
+}
+
 /// How the low-rank matrices start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLoraWeights {
@@ -36,6 +57,8 @@ pub struct LoraConfig {
     pub lora_dropout: f64,
     /// Scale by `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
     pub use_rslora: bool,
+    /// Train the magnitudes of the adapted weights' rows apart from their directions (DoRA).
+    pub use_dora: bool,
     /// A bias on B.
     pub lora_bias: bool,
     pub bias: Bias,
@@ -54,6 +77,7 @@ impl Default for LoraConfig {
             lora_alpha: 8.0,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             lora_bias: false,
             bias: Bias::None,
             targets: Targeting::default(),
@@ -84,7 +108,6 @@ fn neutral_keys() -> Vec<(&'static str, Value)> {
         ("target_parameters", Value::Null),
         ("trainable_token_indices", Value::Null),
         ("use_bdlora", Value::Null),
-        ("use_dora", json!(false)),
         ("use_qalora", json!(false)),
         ("velora_config", Value::Null),
     ]
@@ -102,13 +125,9 @@ impl LoraConfig {
             lora_alpha: reader.f64("lora_alpha")?.unwrap_or(defaults.lora_alpha),
             lora_dropout: reader.f64("lora_dropout")?.unwrap_or(0.0),
             use_rslora: reader.bool("use_rslora")?,
+            use_dora: reader.bool("use_dora")?,
             lora_bias: reader.bool("lora_bias")?,
-            bias: match reader.get("bias").map(|v| v.as_str().unwrap_or("?")) {
-                None | Some("none") => Bias::None,
-                Some("all") => Bias::All,
-                Some("lora_only") => Bias::LoraOnly,
-                Some(_) => return Err(reader.error("bias", "expected none, all or lora_only")),
-            },
+            bias: Bias::read(reader, "lora_only")?,
             targets: Targeting::read(reader)?,
             rank_pattern: reader
                 .pattern("rank_pattern", |v| v.as_u64().map(|n| n as usize).filter(|n| *n > 0))?,
@@ -157,6 +176,13 @@ impl LoraConfig {
                 format!("expected a number, found {}", self.lora_alpha),
             ));
         }
+        if self.use_dora && (self.lora_bias || self.init_lora_weights == InitLoraWeights::Random) {
+            return Err(Error::config(
+                context,
+                "use_dora",
+                "can't be used with lora_bias or init_lora_weights false",
+            ));
+        }
         Ok(())
     }
 
@@ -167,11 +193,6 @@ impl LoraConfig {
 
     /// PEFT's keys and values.
     pub fn settings(&self) -> Settings {
-        let bias = match self.bias {
-            Bias::None => "none",
-            Bias::All => "all",
-            Bias::LoraOnly => "lora_only",
-        };
         let init = match self.init_lora_weights {
             InitLoraWeights::Default => json!(true),
             InitLoraWeights::Gaussian => json!("gaussian"),
@@ -184,7 +205,8 @@ impl LoraConfig {
         keys.extend(self.targets.settings());
         keys.extend([
             ("alpha_pattern", Value::Object(alphas.collect())),
-            ("bias", json!(bias)),
+            ("bias", json!(self.bias.name("lora_only"))),
+            ("use_dora", json!(self.use_dora)),
             ("init_lora_weights", init),
             ("lora_alpha", number(self.lora_alpha)),
             ("lora_bias", json!(self.lora_bias)),

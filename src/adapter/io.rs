@@ -1,5 +1,6 @@
 //! Adapter folders: `adapter_config.json` and `adapter_model.safetensors` as PEFT reads and writes them.
 
+use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::save::{StreamedTensor, WriteTensor, write_streamed};
@@ -32,6 +33,16 @@ pub fn write_params(params: &ParamStore, path: &Path, key: impl Fn(&str) -> Stri
         StreamedTensor { name: key(&info.name), shape: info.shape.clone(), dtype: DType::F32, write }
     };
     write_streamed(path, params.ids().map(tensor).collect())
+}
+
+/// A tensor to be written in f32.
+pub(super) fn streamed_f32(backend: &Backend, name: String, tensor: Tensor) -> StreamedTensor<'_> {
+    let shape = tensor.shape().to_vec();
+    let write: WriteTensor<'_> = Box::new(move |w| {
+        let values = backend.to_f32(&tensor).map_err(std::io::Error::other)?;
+        w.write_all(bytemuck::cast_slice(&values))
+    });
+    StreamedTensor { name, shape, dtype: DType::F32, write }
 }
 
 /// Reads the parameters of `model` from a folder's file; `key` names them.

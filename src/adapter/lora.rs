@@ -1,4 +1,4 @@
-//! LoRA: low-rank matrices beside linear layers. Source: Hu et al. (arXiv 2106.09685).
+//! LoRA: low-rank matrices beside linear layers. Source: Hu et al. (arXiv 2106.09685). For DoRA see `ops/dora.rs`.
 
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, InitLoraWeights, LoraConfig};
@@ -6,9 +6,58 @@ use super::io::PREFIX;
 use super::method::Method;
 use super::reader::Settings;
 use super::target::{lora_defaults, select_targets};
-use crate::error::Result;
-use crate::model::{LinearAdapter, Lora, Model};
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, Parameter, Weight};
 use crate::param::ParamStore;
+
+/// Adds the magnitudes of a layer, which start as the norms of the weight's rows: B is zero.
+fn install_dora(attachment: &mut Attachment, backend: &Backend, linear: &Linear, r: usize) -> Result<Dora> {
+    let Parameter::Frozen(weight) = &linear.weight else {
+        return Err(Error::tensor(&linear.path, "is trained whole and can't have DoRA's magnitudes"));
+    };
+    let squares = row_squares(backend, weight, linear.conv1d, linear.out_features)?;
+    let norms = squares.iter().map(|x| x.sqrt()).collect();
+    let name = format!("{}.lora_magnitude_vector", linear.path);
+    let magnitude = attachment.add(name, &[linear.out_features], Initial::Values(norms));
+    let unit: Vec<f32> = (0..r * r).map(|i| if i / r == i % r { 1.0 } else { 0.0 }).collect();
+    Ok(Dora {
+        magnitude,
+        base_squares: backend.from_slice(&squares, &[squares.len()])?,
+        identity: backend.from_slice(&unit, &[r, r])?,
+    })
+}
+
+/// Rows of a weight that are widened at a time.
+const ROWS: usize = 256;
+
+/// The squared norm of each output's weights.
+fn row_squares(backend: &Backend, weight: &Weight, conv1d: bool, outputs: usize) -> Result<Vec<f32>> {
+    let widened;
+    let (tensor, conv1d) = match weight {
+        Weight::Dense(tensor) => (tensor, conv1d),
+        Weight::Quantized(matrix) => {
+            let mut dense = backend.empty(matrix.shape(), DType::F32)?;
+            backend.dequantize(&mut dense, matrix)?;
+            widened = dense;
+            (&widened, false)
+        }
+    };
+    let mut squares = vec![0f64; outputs];
+    for start in (0..tensor.rows()).step_by(ROWS) {
+        let rows = tensor.slice(start..(start + ROWS).min(tensor.rows()))?;
+        let values = backend.to_f32(&rows)?;
+        for (i, row) in values.chunks(tensor.cols()).enumerate() {
+            if conv1d {
+                squares.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x).powi(2));
+            } else {
+                squares[start + i] = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+            }
+        }
+    }
+    Ok(squares.into_iter().map(|x| x as f32).collect())
+}
 
 impl Method for LoraConfig {
     fn name(&self) -> &'static str {
@@ -27,6 +76,7 @@ impl Method for LoraConfig {
         let targets = select_targets(self, &modules, &model.config.model_type)?;
         self.targets.complete(&modules, &model.config.model_type, model.config.conv1d, lora_defaults)?;
         let mut stream = 0;
+        let backend = model.backend.clone();
         for linear in model.linears_mut() {
             let Some(target) = targets.iter().find(|t| t.path == linear.path) else { continue };
             let (path, r, inputs) = (&linear.path, target.r, linear.in_features);
@@ -46,6 +96,10 @@ impl Method for LoraConfig {
             let bias = self
                 .lora_bias
                 .then(|| attachment.add(format!("{path}.lora_B.bias"), &[linear.out_features], zero()));
+            let dora = match self.use_dora {
+                true => Some(install_dora(attachment, &backend, linear, r)?),
+                false => None,
+            };
             linear.adapter = Some(LinearAdapter::Lora(Lora {
                 a,
                 b,
@@ -53,6 +107,7 @@ impl Method for LoraConfig {
                 scale: target.scale as f32,
                 dropout: self.lora_dropout as f32,
                 stream,
+                dora,
             }));
             stream += 1;
         }

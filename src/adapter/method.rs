@@ -3,8 +3,12 @@
 use super::attach::Attachment;
 use super::config::LoraConfig;
 use super::full::Full;
+use super::ia3::Ia3Config;
 use super::io::{ADAPTER_FILE, CONFIG_FILE, load_params, write_params};
+use super::ln_tuning::LnTuningConfig;
+use super::prompt::PromptLearningConfig;
 use super::reader::{Reader, Settings, read_map, to_json};
+use super::vera::VeraConfig;
 use crate::error::{Error, Result};
 use crate::fs::write_atomic_bytes;
 use crate::model::Model;
@@ -104,6 +108,42 @@ pub const METHODS: &[MethodRow] = &[
         peft_type: "LORA",
         about: "low-rank matrices beside linear layers; also DoRA, rsLoRA, PiSSA, OLoRA",
         read: |r| Ok(Box::new(LoraConfig::read(r)?)),
+    },
+    MethodRow {
+        name: "prefix",
+        peft_type: "PREFIX_TUNING",
+        about: "trained keys and values before every layer's own",
+        read: |r| Ok(Box::new(PromptLearningConfig::read_prefix(r)?)),
+    },
+    MethodRow {
+        name: "prompt",
+        peft_type: "PROMPT_TUNING",
+        about: "trained embeddings before the text's",
+        read: |r| Ok(Box::new(PromptLearningConfig::read_prompt(r)?)),
+    },
+    MethodRow {
+        name: "ptuning",
+        peft_type: "P_TUNING",
+        about: "the same, made by a small network while training",
+        read: |r| Ok(Box::new(PromptLearningConfig::read_ptuning(r)?)),
+    },
+    MethodRow {
+        name: "ia3",
+        peft_type: "IA3",
+        about: "trained factors on keys, values and the MLP's inner columns",
+        read: |r| Ok(Box::new(Ia3Config::read(r)?)),
+    },
+    MethodRow {
+        name: "vera",
+        peft_type: "VERA",
+        about: "shared random low-rank matrices with trained factors",
+        read: |r| Ok(Box::new(VeraConfig::read(r)?)),
+    },
+    MethodRow {
+        name: "ln_tuning",
+        peft_type: "LN_TUNING",
+        about: "the norms alone",
+        read: |r| Ok(Box::new(LnTuningConfig::read(r)?)),
     },
     MethodRow {
         name: "full",

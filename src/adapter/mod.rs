@@ -3,15 +3,23 @@
 pub mod attach;
 pub mod config;
 pub mod full;
+pub mod ia3;
 pub mod io;
+pub mod ln_tuning;
 pub mod lora;
 pub mod merge;
 pub mod method;
+pub mod prompt;
 pub mod reader;
 pub mod target;
+pub mod vera;
 
 pub use config::{Bias, InitLoraWeights, LoraConfig};
 pub use full::Full;
+pub use ia3::Ia3Config;
+pub use ln_tuning::LnTuningConfig;
 pub use method::{METHODS, Method, from_settings, load_adapter, method_row, read_adapter};
+pub use prompt::{PromptKind, PromptLearningConfig, PromptTuningInit};
 pub use reader::Origin;
 pub use target::{Target, TargetModules, Targeting, select_targets};
+pub use vera::VeraConfig;

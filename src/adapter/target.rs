@@ -134,7 +134,7 @@ impl Targeting {
         Ok(chosen)
     }
 
-    /// [`Targeting::select`] for methods that sit on linear layers, but not on the output head.
+    /// [`Targeting::select`] for methods that sit on linear layers.
     ///
     /// # Errors
     /// When another kind of module is chosen.
@@ -146,14 +146,16 @@ impl Targeting {
     ) -> Result<Vec<&'m ModuleInfo>> {
         let chosen = self.select(modules, model_type, defaults)?;
         for module in &chosen {
-            let message = if !matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) {
-                "is not a linear layer; only linear layers can be adapted (modules_to_save trains it whole)"
-            } else if module.is_head {
-                "is the output head, on which adapters are not supported; train it whole by modules_to_save"
-            } else {
-                continue;
-            };
-            return Err(Error::config("adapter", "target_modules", format!("`{}` {message}", module.path)));
+            if !matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) {
+                return Err(Error::config(
+                    "adapter",
+                    "target_modules",
+                    format!(
+                        "`{}` is not a linear layer; only linear layers can be adapted (modules_to_save trains it whole)",
+                        module.path
+                    ),
+                ));
+            }
         }
         Ok(chosen)
     }
@@ -162,7 +164,7 @@ impl Targeting {
     /// writes them.
     ///
     /// # Errors
-    /// When a name is no module's, or the family has no default.
+    /// When a name is no module's, the family has no default, or the output head is a target.
     pub fn complete(
         &mut self,
         modules: &[ModuleInfo],
@@ -170,6 +172,16 @@ impl Targeting {
         conv1d: bool,
         defaults: DefaultTargets,
     ) -> Result<()> {
+        if let Some(head) = self.select(modules, model_type, defaults)?.iter().find(|m| m.is_head) {
+            return Err(Error::config(
+                "adapter",
+                "target_modules",
+                format!(
+                    "`{0}`: adapters on the output head are not supported; train it whole by modules_to_save `{0}`",
+                    head.path
+                ),
+            ));
+        }
         for name in &self.modules_to_save {
             if !modules.iter().any(|m| m.path.ends_with(name.as_str())) {
                 return Err(no_such_module("modules_to_save", name, modules));

@@ -113,7 +113,22 @@ impl<'m> Tape<'m> {
         let Some(dy) = gradients.take(output) else { return Ok(()) };
         match op {
             Op::Embedding { table, ids } => ops::embedding::backward(gradients, &dy, table, &ids),
-            Op::Linear { x, weight, conv1d, bias, lora } => {
+            Op::Prefix { grads, start, sequences } => {
+                ops::prompt::prefix_backward(gradients, inputs, &dy, &grads, start, &sequences)
+            }
+            Op::Prompt { grads, sequences } => {
+                ops::prompt::prompt_backward(gradients, inputs, dy, &grads, &sequences)
+            }
+            Op::Row { row, input_rows } => ops::place::row_backward(gradients, inputs, &dy, row, input_rows),
+            Op::Place { at, cols } => ops::place::place_backward(gradients, inputs, &dy, at, cols),
+            Op::Scale { factor } => ops::scale::backward(gradients, inputs, &dy, factor),
+            Op::Dropout { p, key, first_row } => {
+                ops::scale::dropout_backward(gradients, inputs, &dy, p, key, first_row)
+            }
+            Op::ScaleColumns { x, factors } => {
+                ops::scale_columns::backward(gradients, inputs, &dy, &x, factors)
+            }
+            Op::Linear { x, weight, conv1d, bias, lora, dora } => {
                 let x = match (x, previous) {
                     (Input::Unused, _) => None,
                     (Input::Kept(x), _) => Some(x),
@@ -122,7 +137,7 @@ impl<'m> Tape<'m> {
                     }
                     (Input::FromPrevious, None) => unreachable!("recorded after an activation"),
                 };
-                let saved = ops::linear::Saved { x, weight, conv1d, bias, lora, dropout: self.dropout };
+                let saved = ops::linear::Saved { x, weight, conv1d, bias, lora, dora, dropout: self.dropout };
                 ops::linear::backward(gradients, inputs, dy, &saved)
             }
             Op::Norm { x, stats, weight, bias, layer_norm } => {

@@ -4,6 +4,7 @@ use crate::backend::{Activation, Backend, RopeShape, Sequence};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::{Lora, Parameter};
+use crate::ops::dora::DoraSaved;
 use crate::param::{ParamId, ParamStore};
 use crate::rng::{PhiloxKey, Stream};
 use crate::tensor::Tensor;
@@ -66,7 +67,22 @@ pub enum Op {
         conv1d: bool,
         bias: Option<ParamId>,
         lora: Option<(Lora, Tensor)>, // with scale * A dropout(x), [n, r]
+        dora: Option<DoraSaved>,
     },
+    /// Columns times trained factors.
+    ScaleColumns { x: Tensor, factors: ParamId },
+    /// Rows of a prefix before each sequence's keys or values; `grads` is the whole prefix's gradient.
+    Prefix { grads: Tensor, start: usize, sequences: Arc<[Sequence]> },
+    /// Virtual tokens as the first rows of each sequence; `grads` is their gradient.
+    Prompt { grads: Tensor, sequences: Arc<[Sequence]> },
+    /// One row of the input.
+    Row { row: usize, input_rows: usize },
+    /// The input, one row, put into zeros.
+    Place { at: [usize; 2], cols: usize },
+    /// A value times a number.
+    Scale { factor: f32 },
+    /// A value under a mask.
+    Dropout { p: f32, key: PhiloxKey, first_row: usize },
     /// RMSNorm or LayerNorm over groups of the weight's length.
     Norm { x: Tensor, stats: Tensor, weight: Parameter, bias: Option<ParamId>, layer_norm: bool },
     /// Rotary embedding, in place.

@@ -175,6 +175,10 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+    /// `tanh(x)`.
+    Tanh,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 /// Hyper-parameters of one optimizer step; the gradient `g` is first multiplied by `grad_scale` (clipping).
@@ -298,6 +302,21 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
 
     /// `out[c] += sum over rows of x[:, c]`; `out` f32 `[cols]`. Gradient of a bias.
     fn add_column_sums(&self, out: &mut Tensor, x: &Tensor) -> Result<()>;
+
+    /// `out[c] += sum over rows of a[:, c] * b[:, c]` by fused multiply-adds; `out` f32 `[cols]`. Gradient of factors.
+    fn add_column_products(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()>;
+
+    /// `out[:, c] = x[:, c] * factors[c] + bias[c]` by a fused multiply-add; `factors`, `bias` f32 `[cols]`.
+    fn scale_columns(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        factors: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<()>;
+
+    /// `out = 1 / sqrt(x)`; f32.
+    fn rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()>;
 
     /// `y = x * rstd * weight`, `rstd = 1 / sqrt(mean(x^2) + eps)` (f32 `[rows]`, written for the backward).
     /// As in Hugging Face's Llama, the normalized row is rounded to the activations' type before `weight`.

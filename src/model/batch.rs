@@ -35,6 +35,24 @@ impl Batch {
         self.lengths.push(input_ids.len());
     }
 
+    /// The batch with `n` places for virtual tokens before each sequence's, which predict nothing.
+    pub(crate) fn with_virtual_tokens(&self, n: usize) -> Self {
+        let mut batch = Batch::new();
+        let mut start = 0;
+        for &len in &self.lengths {
+            let end = start + len;
+            batch.input_ids.extend(std::iter::repeat_n(0, n));
+            batch.input_ids.extend(&self.input_ids[start..end]);
+            batch.positions.extend(0..n as i32);
+            batch.positions.extend(self.positions[start..end].iter().map(|p| p + n as i32));
+            batch.targets.extend(std::iter::repeat_n(IGNORE_INDEX, n));
+            batch.targets.extend(&self.targets[start..end]);
+            batch.lengths.push(n + len);
+            start = end;
+        }
+        batch
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
@@ -56,8 +74,14 @@ pub(crate) struct DeviceBatch {
 }
 
 impl DeviceBatch {
-    /// Uploads token ids and positions; `cached` keys lie before the first sequence's.
-    pub fn new(backend: &Backend, batch: &Batch, vocab_size: usize, cached: usize) -> Result<Self> {
+    /// Uploads token ids and positions; `cached` keys lie before the first sequence's, `prefix` ones before each's.
+    pub fn new(
+        backend: &Backend,
+        batch: &Batch,
+        vocab_size: usize,
+        cached: usize,
+        prefix: usize,
+    ) -> Result<Self> {
         if let Some(bad) = batch.input_ids.iter().find(|id| !(0..vocab_size as i32).contains(id)) {
             return Err(Error::shape(
                 "embedding",
@@ -75,17 +99,19 @@ impl DeviceBatch {
         }
         let mut sequences = Vec::with_capacity(batch.lengths.len());
         let mut start = 0;
+        let mut k_start = 0;
         for &len in &batch.lengths {
-            let k_start = if start == 0 { 0 } else { start + cached };
-            let k_len = if start == 0 { len + cached } else { len };
+            let k_len = prefix + len + if start == 0 { cached } else { 0 };
             sequences.push(Sequence { q_start: start, q_len: len, k_start, k_len });
             start += len;
+            k_start += k_len;
         }
+        let positions: Vec<i32> = batch.positions.iter().map(|p| p + prefix as i32).collect();
         Ok(DeviceBatch {
             ids: backend.from_slice(&batch.input_ids, &[total])?,
-            positions: backend.from_slice(&batch.positions, &[total])?,
+            max_position: positions.iter().copied().max().unwrap_or(0) as usize,
+            positions: backend.from_slice(&positions, &[total])?,
             sequences: sequences.into(),
-            max_position: batch.positions.iter().copied().max().unwrap_or(0) as usize,
         })
     }
 }

@@ -154,6 +154,7 @@ impl Builder<'_> {
             norm,
             head,
             gradient_checkpointing: 0,
+            prompt: None,
             rope_table: Mutex::new(None),
             config: self.config,
         })

@@ -5,10 +5,12 @@ pub mod bnb;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod forward;
 pub mod gpt2;
 pub mod llama;
 pub mod load;
 pub mod module;
+pub mod prompt;
 pub mod quantize;
 pub mod qwen;
 pub mod rope;
@@ -18,7 +20,10 @@ pub(crate) mod stored;
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
-pub use decoder::{KvCache, Model};
+pub use decoder::Model;
+pub use forward::KvCache;
 pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
-pub use module::{Embedding, Linear, LinearAdapter, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight};
+pub use module::{
+    Dora, Embedding, Factored, Linear, LinearAdapter, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight,
+};

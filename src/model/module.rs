@@ -116,6 +116,19 @@ pub struct Lora {
     pub dropout: f32,
     /// Number of the dropout stream: its position among the adapted modules.
     pub stream: u64,
+    /// The trained magnitude of DoRA.
+    pub dora: Option<Dora>,
+}
+
+/// DoRA's part of a low-rank adapter.
+#[derive(Clone, Debug)]
+pub struct Dora {
+    /// `[out_features]`.
+    pub magnitude: ParamId,
+    /// Squared norms of the frozen weight's rows, f32 `[out_features]`.
+    pub base_squares: Tensor,
+    /// The unit matrix, f32 `[r, r]`.
+    pub identity: Tensor,
 }
 
 /// A linear layer, `y = x W^T + bias`.
@@ -142,9 +155,49 @@ pub struct Linear {
 pub enum LinearAdapter {
     /// A low-rank part.
     Lora(Lora),
+    /// Trained factors on the columns of the output, or of the input (IA3).
+    Ia3 {
+        /// As many as columns.
+        factors: ParamId,
+        /// Whether the input is scaled.
+        feedforward: bool,
+    },
+    /// Low-rank matrices with trained factors between them: `y += up(factors * down(drop(x)))`, times `outer` by column.
+    Factored(Box<Factored>),
+}
+
+/// A low-rank part whose matrices are layers of their own (VeRA, AdaLoRA).
+#[derive(Clone, Debug)]
+pub struct Factored {
+    /// `[r, in_features]`.
+    pub down: Linear,
+    /// `[r]`.
+    pub factors: ParamId,
+    /// `[out_features, r]`.
+    pub up: Linear,
+    /// `[out_features]`.
+    pub outer: Option<ParamId>,
+    /// On the whole part.
+    pub scale: f32,
+    /// Probability of dropping an element of `x`, in training only.
+    pub dropout: f32,
+    /// Number of the dropout stream.
+    pub stream: u64,
 }
 
 impl Linear {
+    /// A layer `[out_features, in_features]` without an adapter.
+    pub fn new(
+        path: &str,
+        weight: Parameter,
+        bias: Option<Parameter>,
+        in_features: usize,
+        out_features: usize,
+    ) -> Self {
+        let path = path.to_string();
+        Linear { path, weight, bias, conv1d: false, in_features, out_features, adapter: None }
+    }
+
     /// The low-rank part that is computed together with the layer's product.
     pub fn lora(&self) -> Option<&Lora> {
         match &self.adapter {

@@ -4,12 +4,13 @@
 //! `dB += dy^T h`, `dA += u^T drop(x)`, `dx += dy W + undrop(u A)`. The mask is made again from its key.
 //! Source: Hu et al., "LoRA" (arXiv 2106.09685).
 
+use super::dora::{self, DoraSaved};
 use crate::autograd::tape::{Dropout, Input};
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::model::{Linear, Lora, Parameter};
+use crate::model::{Linear, LinearAdapter, Lora, Parameter};
 use crate::param::{ParamId, ParamStore};
 use crate::tensor::Tensor;
 
@@ -20,6 +21,7 @@ pub(crate) struct Saved {
     pub conv1d: bool,
     pub bias: Option<ParamId>,
     pub lora: Option<(Lora, Tensor)>,
+    pub dora: Option<DoraSaved>,
     pub dropout: Option<Dropout>,
 }
 
@@ -35,8 +37,11 @@ fn dropped(backend: &Backend, x: &Tensor, lora: &Lora, dropout: Option<Dropout>)
     }
 }
 
-/// The bias that is added: the layer's own, and `scale` times the low-rank part's.
+/// The bias that the product adds: the layer's own, and `scale` times the low-rank part's; none under DoRA.
 fn total_bias(backend: &Backend, params: &ParamStore, layer: &Linear) -> Result<Option<Tensor>> {
+    if layer.lora().is_some_and(|lora| lora.dora.is_some()) {
+        return Ok(None);
+    }
     let own = layer.bias.as_ref().map(|b| b.tensor(params)).transpose()?;
     let Some((lora, id)) = layer.lora().and_then(|l| l.bias.map(|id| (l, id))) else {
         return Ok(own);
@@ -60,11 +65,55 @@ impl Tape<'_> {
         Ok(y)
     }
 
+    /// A layer whose adapter is computed by operations of its own.
+    fn adapted(&mut self, x: &Var, layer: &Linear) -> Result<Var> {
+        match &layer.adapter {
+            Some(LinearAdapter::Ia3 { factors, feedforward: true }) => {
+                let x = self.scale_columns(x, *factors)?;
+                let [y] = self.products(&x, [layer])?;
+                Ok(y)
+            }
+            Some(LinearAdapter::Ia3 { factors, feedforward: false }) => {
+                let [y] = self.products(x, [layer])?;
+                self.scale_columns(&y, *factors)
+            }
+            Some(LinearAdapter::Factored(part)) => {
+                let [y] = self.products(x, [layer])?;
+                let h = self.dropout(x, part.dropout, part.stream)?;
+                let [h] = self.products(&h, [&part.down])?;
+                let h = self.scale_columns(&h, part.factors)?;
+                let [z] = self.products(&h, [&part.up])?;
+                let z = match part.outer {
+                    Some(outer) => self.scale_columns(&z, outer)?,
+                    None => z,
+                };
+                let z = self.scale(&z, part.scale)?;
+                self.add(&y, &z)
+            }
+            Some(LinearAdapter::Lora(_)) | None => {
+                let [y] = self.products(x, [layer])?;
+                Ok(y)
+            }
+        }
+    }
+
     /// [`Tape::linear`] of several layers with one input, whose products run at once.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn linears<const N: usize>(&mut self, x: &Var, layers: [&Linear; N]) -> Result<[Var; N]> {
+        if layers.iter().all(|layer| layer.adapter.is_none() || layer.lora().is_some()) {
+            return self.products(x, layers);
+        }
+        let mut outputs = Vec::with_capacity(N);
+        for layer in layers {
+            outputs.push(self.adapted(x, layer)?);
+        }
+        Ok(outputs.try_into().expect("there is one result for each layer"))
+    }
+
+    /// The layers' products with their low-rank parts.
+    fn products<const N: usize>(&mut self, x: &Var, layers: [&Linear; N]) -> Result<[Var; N]> {
         let (backend, params, rows) = (self.backend.clone(), self.params, x.tensor.rows());
         let hidden = self.low_rank(x, &layers)?;
         let (mut weights, mut ups) = (Vec::with_capacity(N), Vec::with_capacity(N));
@@ -89,10 +138,23 @@ impl Tape<'_> {
             .collect();
         backend.gemm_all(&mut products)?;
         let mut results = outputs.into_iter().zip(hidden);
-        Ok(layers.map(|layer| {
+        let mut finished = Vec::with_capacity(N);
+        for layer in layers {
             let (y, h) = results.next().expect("there is one result for each layer");
-            self.record_linear(x, layer, y, h)
-        }))
+            finished.push(self.finish_linear(x, layer, y, h)?);
+        }
+        Ok(finished.try_into().expect("there is one result for each layer"))
+    }
+
+    /// Scales by DoRA's magnitudes and records the layer.
+    fn finish_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, h: Option<Tensor>) -> Result<Var> {
+        match layer.lora().and_then(|lora| Some((lora, lora.dora.as_ref()?))) {
+            None => Ok(self.record_linear(x, layer, y, h, None)),
+            Some(parts) => {
+                let (y, saved) = dora::forward(&self.backend, self.params, layer, parts, y)?;
+                Ok(self.record_linear(x, layer, y, h, Some(saved)))
+            }
+        }
     }
 
     /// `scale * A drop(x)` of each layer that has a low-rank part, `[tokens, r]`.
@@ -120,7 +182,14 @@ impl Tape<'_> {
         Ok(layers.iter().map(|layer| layer.lora().and_then(|_| hidden.next())).collect())
     }
 
-    fn record_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, h: Option<Tensor>) -> Var {
+    fn record_linear(
+        &mut self,
+        x: &Var,
+        layer: &Linear,
+        y: Tensor,
+        h: Option<Tensor>,
+        dora: Option<DoraSaved>,
+    ) -> Var {
         let bias = layer.bias.as_ref().and_then(Parameter::id);
         let trains_weight = layer.weight.id().is_some();
         let needs_x = trains_weight || layer.lora().is_some();
@@ -132,6 +201,7 @@ impl Tape<'_> {
             conv1d: layer.conv1d,
             bias,
             lora: layer.lora().cloned().zip(h),
+            dora,
         })
     }
 }
@@ -146,6 +216,10 @@ pub(crate) fn backward(
     if let Some(id) = saved.bias {
         backend.add_column_sums(&mut params.grad(id)?, &dy)?;
     }
+    let dy = match (&saved.lora, &saved.dora) {
+        (Some((Lora { dora: Some(dora), .. }, _)), Some(kept)) => dora::backward(g, &dy, dora, kept)?,
+        _ => dy,
+    };
     if let (Some(id), Some(x)) = (saved.weight.id(), &saved.x) {
         let (rows, cols) = if saved.conv1d { (x, &dy) } else { (&dy, x) };
         accumulate_product(&backend, &mut params.grad(id)?, rows, cols)?;

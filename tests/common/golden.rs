@@ -38,7 +38,11 @@ pub struct Golden(Vec<u8>);
 
 impl Golden {
     pub fn open(relative: &str) -> Self {
-        Golden(std::fs::read(path(relative)).unwrap())
+        Self::read(&path(relative))
+    }
+
+    pub fn read(path: &Path) -> Self {
+        Golden(std::fs::read(path).unwrap())
     }
 
     fn tensors(&self) -> SafeTensors<'_> {

@@ -1,9 +1,20 @@
-"""LoRA adapters as PEFT saves them, and what PEFT computes with them."""
+"""Adapters as PEFT saves them, and what PEFT computes with them."""
 
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.utils import get_peft_model_state_dict
 
 from . import models
@@ -49,6 +60,45 @@ def variants(name: str) -> dict[str, dict]:
     return full
 
 
+METHOD_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "llama_rope_parameters")
+
+
+def methods(name: str) -> dict[str, PeftConfig]:
+    """Configurations of the other methods, by the adapter's name."""
+    gpt2 = name == "gpt2"
+    if name not in METHOD_FAMILIES:
+        return {}
+    task = dict(task_type="CAUSAL_LM")
+    virtual = dict(num_virtual_tokens=3, **task)
+    # PEFT has no defaults for glm.
+    targets = dict(target_modules=["c_attn", "c_fc"] if gpt2 else ["q_proj", "v_proj", "o_proj", "down_proj"])
+    scaled = {} if not name.startswith("glm") else dict(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    )
+    norms = {} if not name.startswith("glm") else dict(
+        target_modules=["input_layernorm", "post_attention_layernorm", "norm"]
+    )
+    return {
+        "dora": LoraConfig(**{**PLAIN, **targets}, use_dora=True),
+        "prefix": PrefixTuningConfig(**virtual),
+        "prefix_projection": PrefixTuningConfig(**virtual, prefix_projection=True, encoder_hidden_size=12),
+        "prompt": PromptTuningConfig(**virtual),
+        "ptuning": PromptEncoderConfig(**virtual, encoder_hidden_size=10),
+        "ptuning_lstm": PromptEncoderConfig(**virtual, encoder_reparameterization_type="LSTM", encoder_hidden_size=6),
+        "ia3": IA3Config(**task, **scaled),
+        "vera": VeraConfig(**task, r=3, **targets),
+        "ln_tuning": LNTuningConfig(**task, **norms),
+    }
+
+
+def encoder_of(model: PeftModel) -> torch.nn.Module | None:
+    """What makes the virtual tokens, if more than a table."""
+    encoders = getattr(model, "prompt_encoder", None)
+    if encoders is None or len(list(encoders["default"].parameters())) == 1:
+        return None
+    return encoders["default"]
+
+
 def randomise(model: torch.nn.Module, stream: torch.Generator) -> None:
     """Moves every trainable parameter from its initial value: B is no longer zero, biases no longer the base's."""
     with torch.no_grad():
@@ -64,7 +114,14 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     """The trainable parameters' gradients under the names that the adapter's file uses."""
+    encoder = encoder_of(model)
+    if encoder is not None:
+        return {f"gradient.{key}": parameter.grad for key, parameter in encoder.named_parameters()}
     found = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.requires_grad}
+    if hasattr(model, "prompt_encoder"):
+        return {"gradient.prompt_embeddings": next(iter(found.values()))}
+    if model.peft_config["default"].peft_type == "VERA":
+        return {f"gradient.{key.replace('.default', '')}": value for key, value in found.items()}
     renamed = get_peft_model_state_dict(model, state_dict=dict(found))
     if len(renamed) != len(found):
         raise SystemExit("error: not every trainable parameter is in the adapter's file")
@@ -72,12 +129,22 @@ def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def make(base: Path, name: str) -> None:
-    for variant, arguments in variants(name).items():
+    configs = {variant: LoraConfig(**arguments) for variant, arguments in variants(name).items()}
+    for variant, config in (configs | methods(name)).items():
         folder = base / variant
         torch.manual_seed(0)
-        model = get_peft_model(models.load(base), LoraConfig(**arguments))
+        model = get_peft_model(models.load(base), config)
         randomise(model, models.generator(name, variant))
         save_adapter(model, folder)
+        encoder = encoder_of(model)
+        if encoder is not None:
+            models.save(dict(encoder.named_parameters()), folder / "prompt_encoder.safetensors")
+        if hasattr(model, "prompt_encoder"):
+            # PEFT can't read these back to go on training: what was saved is computed with.
+            model.eval()
+            tensors = models.results(model, name) | gradients(model)
+            models.save(tensors, folder / "golden.safetensors")
+            continue
         written = get_peft_model_state_dict(model)
         # What the folder holds is what is computed with: the adapter is read back.
         model = PeftModel.from_pretrained(models.load(base), str(folder), is_trainable=True).eval()

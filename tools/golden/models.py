@@ -131,7 +131,8 @@ def results(model: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
     """Inputs, logits, loss and greedy tokens; leaves the loss's gradients in the parameters."""
     tensors, total, count = {}, 0.0, 0
     for index, ids in enumerate(sequences(name)):
-        logits = model(input_ids=ids).logits
+        # Virtual tokens of prompt tuning have logits too.
+        logits = model(input_ids=ids).logits[:, -ids.shape[1] :]
         total, count = total + target_loss(logits, ids), count + ids.shape[1] - 1
         tensors[f"input_ids.{index}"] = ids[0]
         tensors[f"logits.{index}"] = logits[0].detach()

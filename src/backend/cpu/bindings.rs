@@ -427,6 +427,30 @@ pub struct kernel_table {
             type_: i32,
         ),
     >,
+    pub column_products: ::core::option::Option<
+        unsafe extern "C" fn(
+            out: *mut f32,
+            a: *const ::core::ffi::c_void,
+            b: *const ::core::ffi::c_void,
+            rows: usize,
+            cols: usize,
+            first: usize,
+            last: usize,
+            type_: i32,
+        ),
+    >,
+    pub scale_columns: ::core::option::Option<
+        unsafe extern "C" fn(
+            out: *mut ::core::ffi::c_void,
+            x: *const ::core::ffi::c_void,
+            factors: *const f32,
+            bias: *const f32,
+            rows: usize,
+            cols: usize,
+            type_: i32,
+        ),
+    >,
+    pub rsqrt: ::core::option::Option<unsafe extern "C" fn(out: *mut f32, x: *const f32, n: usize)>,
     pub column_sums: ::core::option::Option<
         unsafe extern "C" fn(
             out: *mut f32,
@@ -558,7 +582,7 @@ pub struct kernel_table {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 312usize];
+    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 336usize];
     ["Alignment of kernel_table"][::core::mem::align_of::<kernel_table>() - 8usize];
     ["Offset of field: kernel_table::isa"][::core::mem::offset_of!(kernel_table, isa) - 0usize];
     ["Offset of field: kernel_table::gemm_mr"][::core::mem::offset_of!(kernel_table, gemm_mr) - 8usize];
@@ -597,28 +621,33 @@ const _: () = {
         [::core::mem::offset_of!(kernel_table, layer_norm_dx) - 160usize];
     ["Offset of field: kernel_table::layer_norm_dweight"]
         [::core::mem::offset_of!(kernel_table, layer_norm_dweight) - 168usize];
+    ["Offset of field: kernel_table::column_products"]
+        [::core::mem::offset_of!(kernel_table, column_products) - 176usize];
+    ["Offset of field: kernel_table::scale_columns"]
+        [::core::mem::offset_of!(kernel_table, scale_columns) - 184usize];
+    ["Offset of field: kernel_table::rsqrt"][::core::mem::offset_of!(kernel_table, rsqrt) - 192usize];
     ["Offset of field: kernel_table::column_sums"]
-        [::core::mem::offset_of!(kernel_table, column_sums) - 176usize];
-    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 184usize];
+        [::core::mem::offset_of!(kernel_table, column_sums) - 200usize];
+    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 208usize];
     ["Offset of field: kernel_table::activation"]
-        [::core::mem::offset_of!(kernel_table, activation) - 192usize];
+        [::core::mem::offset_of!(kernel_table, activation) - 216usize];
     ["Offset of field: kernel_table::activation_backward"]
-        [::core::mem::offset_of!(kernel_table, activation_backward) - 200usize];
-    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 208usize];
+        [::core::mem::offset_of!(kernel_table, activation_backward) - 224usize];
+    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 232usize];
     ["Offset of field: kernel_table::gated_backward"]
-        [::core::mem::offset_of!(kernel_table, gated_backward) - 216usize];
-    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 224usize];
+        [::core::mem::offset_of!(kernel_table, gated_backward) - 240usize];
+    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 248usize];
     ["Offset of field: kernel_table::cross_entropy"]
-        [::core::mem::offset_of!(kernel_table, cross_entropy) - 232usize];
-    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 240usize];
-    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 248usize];
-    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 256usize];
+        [::core::mem::offset_of!(kernel_table, cross_entropy) - 256usize];
+    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 264usize];
+    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 272usize];
+    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 280usize];
     ["Offset of field: kernel_table::sum_squares"]
-        [::core::mem::offset_of!(kernel_table, sum_squares) - 264usize];
-    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 272usize];
+        [::core::mem::offset_of!(kernel_table, sum_squares) - 288usize];
+    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 296usize];
     ["Offset of field: kernel_table::adamw_8bit"]
-        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 280usize];
-    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 288usize];
-    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 296usize];
-    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 304usize];
+        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 304usize];
+    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 312usize];
+    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 320usize];
+    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 328usize];
 };

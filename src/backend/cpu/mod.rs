@@ -339,6 +339,24 @@ impl Kernels for Cpu {
         self.run_column_sums(out, x)
     }
 
+    fn add_column_products(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        self.run_column_products(out, a, b)
+    }
+
+    fn scale_columns(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        factors: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<()> {
+        self.run_scale_columns(out, x, factors, bias)
+    }
+
+    fn rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        self.run_rsqrt(out, x)
+    }
+
     fn rms_norm(
         &self,
         y: &mut Tensor,

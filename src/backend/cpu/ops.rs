@@ -21,6 +21,8 @@ fn activation_code(activation: Activation) -> i32 {
         Activation::Gelu => 1,
         Activation::GeluTanh => 2,
         Activation::Relu => 3,
+        Activation::Tanh => 4,
+        Activation::Sigmoid => 5,
     }
 }
 
@@ -155,6 +157,60 @@ impl Cpu {
         self.run_chunks(cols, 64, |first, len| unsafe {
             kernel!(self, column_sums)(out.at(0), x.at(0), rows, cols, first, first + len, code);
         });
+        Ok(())
+    }
+
+    pub(super) fn run_column_products(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        let code = type_code(ensure_alike("add_column_products", &[a, b])?);
+        let (rows, cols) = (a.rows(), a.cols());
+        ensure_f32("add_column_products", &[(out, cols)])?;
+        let (out, a, b) = (Elements::of_mut(out)?, Elements::of(a), Elements::of(b));
+        // SAFETY: each job has its own columns.
+        self.run_chunks(cols, 64, |first, len| unsafe {
+            kernel!(self, column_products)(out.at(0), a.at(0), b.at(0), rows, cols, first, first + len, code);
+        });
+        Ok(())
+    }
+
+    pub(super) fn run_scale_columns(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        factors: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<()> {
+        let code = type_code(ensure_alike("scale_columns", &[out, x])?);
+        let (rows, cols) = (x.rows(), x.cols());
+        ensure_f32("scale_columns", &[(factors, cols)])?;
+        let bias = match bias {
+            None => Shared(std::ptr::null_mut()),
+            Some(bias) => {
+                ensure_f32("scale_columns", &[(bias, cols)])?;
+                Shared(bias.host_bytes().cast_mut())
+            }
+        };
+        let (out, x, factors) = (Elements::of_mut(out)?, Elements::of(x), Elements::of(factors));
+        // SAFETY: each job has its own rows.
+        self.run_chunks(rows, (GRAIN / cols.max(1)).max(1), |first, len| unsafe {
+            kernel!(self, scale_columns)(
+                out.at(first * cols),
+                x.at(first * cols),
+                factors.at(0),
+                bias.at(0).cast(),
+                len,
+                cols,
+                code,
+            );
+        });
+        Ok(())
+    }
+
+    pub(super) fn run_rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        let n = x.elements();
+        ensure_f32("rsqrt", &[(out, n), (x, n)])?;
+        let (out, x) = (Elements::of_mut(out)?, Elements::of(x));
+        // SAFETY: chunks are disjoint and inside both tensors.
+        self.run_chunks(n, GRAIN, |i, len| unsafe { kernel!(self, rsqrt)(out.at(i), x.at(i), len) });
         Ok(())
     }
 

@@ -16,6 +16,8 @@ pub fn activate<R: Real>(x: R, activation: Activation) -> R {
         Activation::Gelu => half * x * (one + (x * R::from_f64(FRAC_1_SQRT_2)).erf()),
         Activation::GeluTanh => half * x * (one + gelu_argument(x).tanh()),
         Activation::Relu => x.max(R::zero()),
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => one / (one + (-x).exp()),
     }
 }
 
@@ -36,6 +38,11 @@ pub fn activation_slope<R: Real>(x: R, activation: Activation) -> R {
             let t = gelu_argument(x).tanh();
             let du = R::from_f64(FRAC_2_PI.sqrt()) * (one + R::from_f64(3.0 * GELU_CUBIC) * x * x);
             half * (one + t) + half * x * (one - t * t) * du
+        }
+        Activation::Tanh => one - x.tanh() * x.tanh(),
+        Activation::Sigmoid => {
+            let s = one / (one + (-x).exp());
+            s * (one - s)
         }
         Activation::Relu if x.value() > 0.0 => one,
         Activation::Relu => R::zero(),

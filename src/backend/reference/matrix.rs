@@ -60,6 +60,14 @@ pub fn add_column_sums<R: Real>(out: &mut [R], x: &[R]) {
     }
 }
 
+/// Products of two matrices summed by column, rows ascending.
+pub fn add_column_products<R: Real>(out: &mut [R], a: &[R], b: &[R]) {
+    let cols = out.len();
+    for (a, b) in a.chunks(cols).zip(b.chunks(cols)) {
+        out.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum = a.mul_add(*b, *sum));
+    }
+}
+
 /// Sum of squares: each block of 4096 by [`row_sum`], the blocks in f64.
 pub fn sum_squares<R: Real>(x: &[R]) -> f64 {
     x.chunks(4096).map(|x| row_sum(x.len(), |sum, i| x[i].mul_add(x[i], sum)).value()).sum()

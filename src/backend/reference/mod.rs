@@ -328,6 +328,44 @@ impl<R: Real> Kernels for Reference<R> {
         self.store(out, &sums)
     }
 
+    fn add_column_products(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        alike("add_column_products", &[a, b])?;
+        fits("add_column_products", is_f32(out, a.cols()), &[out, a, b])?;
+        let mut sums = self.load(out)?;
+        matrix::add_column_products(&mut sums, &self.load(a)?, &self.load(b)?);
+        self.store(out, &sums)
+    }
+
+    fn scale_columns(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        factors: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<()> {
+        alike("scale_columns", &[out, x])?;
+        let cols = x.cols();
+        fits(
+            "scale_columns",
+            is_f32(factors, cols) && bias.is_none_or(|b| is_f32(b, cols)),
+            &[out, x, factors],
+        )?;
+        let (mut values, factors) = (self.load(x)?, self.load(factors)?);
+        let bias = bias.map(|b| self.load(b)).transpose()?;
+        for row in values.chunks_mut(cols) {
+            for (c, x) in row.iter_mut().enumerate() {
+                *x = bias.as_ref().map_or(*x * factors[c], |bias| x.mul_add(factors[c], bias[c]));
+            }
+        }
+        self.store(out, &values)
+    }
+
+    fn rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        fits("rsqrt", is_f32(out, x.elements()) && is_f32(x, x.elements()), &[out, x])?;
+        let values: Vec<R> = self.load(x)?.into_iter().map(|x| R::one() / x.sqrt()).collect();
+        self.store(out, &values)
+    }
+
     fn rms_norm(
         &self,
         y: &mut Tensor,

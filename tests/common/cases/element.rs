@@ -5,13 +5,20 @@ use lowrank::DType;
 use lowrank::backend::{Activation, OptimizerStep, RopeShape};
 use lowrank::rng::{PhiloxKey, Stream};
 
-pub const ACTIVATIONS: [Activation; 4] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+pub const ACTIVATIONS: [Activation; 6] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Tanh,
+    Activation::Sigmoid,
+];
 
 pub fn add(table: &mut Table, dtype: DType) {
     // The last is shared out to several threads.
     for shape in [[1, 1], [7, 97], [97, 257]] {
         sums(table, &shape, dtype);
+        columns(table, &shape, dtype);
         for activation in ACTIVATIONS {
             activate(table, &shape, dtype, activation);
         }
@@ -43,6 +50,34 @@ fn sums(table: &mut Table, shape: &[usize], dtype: DType) {
         backend.add_assign(out, x)?;
         backend.scale(out, 0.7)
     });
+}
+
+fn columns(table: &mut Table, shape: &[usize], dtype: DType) {
+    let factors = table.normal(&shape[1..], DType::F32);
+    let bias = table.normal(&shape[1..], DType::F32);
+    let operands = vec![Operand::overwritten(shape, dtype), table.normal(shape, dtype), factors, bias];
+    for with_bias in [false, true] {
+        let name = format!("scale_columns {shape:?} {dtype}, bias {with_bias}");
+        table.add(name, true, 1, operands.clone(), move |backend, t| {
+            let [out, x, factors, bias] = t else { unreachable!() };
+            backend.scale_columns(out, x, factors, with_bias.then_some(&*bias))
+        });
+    }
+    let sums = table.normal(&shape[1..], DType::F32);
+    let operands = vec![sums, table.normal(shape, dtype), table.normal(shape, dtype)];
+    table.add(format!("add_column_products {shape:?} {dtype}"), true, 1, operands, |backend, t| {
+        let [out, a, b] = t else { unreachable!() };
+        backend.add_column_products(out, a, b)
+    });
+    if dtype == DType::F32 {
+        let mut x = table.normal(shape, dtype);
+        x.values.iter_mut().for_each(|x| *x = *x * *x + 1e-3);
+        let operands = vec![Operand::overwritten(shape, dtype), x];
+        table.add(format!("rsqrt {shape:?}"), true, 1, operands, |backend, t| {
+            let [out, x] = t else { unreachable!() };
+            backend.rsqrt(out, x)
+        });
+    }
 }
 
 fn activate(table: &mut Table, shape: &[usize], dtype: DType, activation: Activation) {

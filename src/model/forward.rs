@@ -1,0 +1,378 @@
+//! Forward passes over the decoder: training, evaluation, and generation with a cache.
+
+use super::batch::{Batch, DeviceBatch};
+use super::decoder::{Layer, Mlp, Model, Qkv};
+use super::prompt::{Encoded, PromptPlace};
+use crate::autograd::tape::AttentionHeads;
+use crate::autograd::{Dropout, Replay, Tape, Var};
+use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix, RopeShape};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// Keys and values of the tokens so far, for generation: per layer `[capacity, kv_heads * head_dim]`.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<[Tensor; 2]>,
+    len: usize,
+    capacity: usize,
+}
+
+impl KvCache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets the tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+/// One forward pass: the model with what it sees.
+struct Pass<'a> {
+    model: &'a Model,
+    input: DeviceBatch,
+    targets: Vec<i32>,
+    rope: Option<Tensor>,
+    prompt: Option<PassPrompt>,
+}
+
+/// The virtual tokens of a pass.
+struct PassPrompt {
+    place: PromptPlace,
+    values: Tensor,        // [num_virtual_tokens, cols]
+    grads: Option<Tensor>, // f32, the same shape
+}
+
+impl Model {
+    /// Forward and backward of one micro-batch: cross-entropies of the counted tokens (f32 `[counted]`);
+    /// gradients of `grad_scale` times their sum are added to the parameters'.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary, a sequence too long, or memory can't be had.
+    pub fn train_step(&self, batch: &Batch, grad_scale: f32, dropout: Option<Dropout>) -> Result<Tensor> {
+        let mut tape = Tape::training(&self.backend, &self.params, self.dtype, dropout);
+        let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
+        let pass = self.pass(batch, 0, encoded.as_ref())?;
+        let hidden = pass.hidden(&mut tape, None)?;
+        let loss = tape.linear_cross_entropy(&hidden, &self.head, &pass.targets, grad_scale)?;
+        drop(hidden);
+        if let Some(from) = loss.id {
+            tape.backward(from, None, None, &pass)?;
+        }
+        encoded.map_or(Ok(()), |encoded| encoded.backward(&pass))?;
+        Ok(loss.losses)
+    }
+
+    /// Cross-entropies of the counted tokens, in order: f32 `[counted]`.
+    ///
+    /// # Errors
+    /// As [`Model::train_step`].
+    pub fn evaluate(&self, batch: &Batch) -> Result<Tensor> {
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
+        let pass = self.pass(batch, 0, encoded.as_ref())?;
+        let hidden = pass.hidden(&mut tape, None)?;
+        Ok(tape.linear_cross_entropy(&hidden, &self.head, &pass.targets, 1.0)?.losses)
+    }
+
+    /// Logits of every token: f32 `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`Model::train_step`].
+    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
+        let hidden = self.pass(batch, 0, encoded.as_ref())?.hidden(&mut tape, None)?;
+        let virtual_tokens = self.virtual_rows();
+        if virtual_tokens == 0 {
+            return self.head_logits(&hidden.tensor);
+        }
+        // The rows of the batch's own tokens.
+        let mut rows = Vec::with_capacity(batch.tokens());
+        for &len in &batch.lengths {
+            let next = rows.last().map_or(0, |last| last + 1) + virtual_tokens as i32;
+            rows.extend(next..next + len as i32);
+        }
+        let rows = self.backend.from_slice(&rows, &[rows.len()])?;
+        let mut own = self.backend.empty(&[rows.elements(), hidden.tensor.cols()], self.dtype)?;
+        self.backend.gather_rows(&mut own, &hidden.tensor, &rows)?;
+        self.head_logits(&own)
+    }
+
+    /// Feeds tokens after those in `cache` and gives the logits of the last one: f32 `[1, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the cache is full or as [`Model::train_step`].
+    pub fn extend(&self, input_ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+        let virtual_tokens = if cache.is_empty() { self.virtual_tokens() } else { 0 };
+        if input_ids.is_empty() || cache.len + virtual_tokens + input_ids.len() > cache.capacity {
+            return Err(Error::shape(
+                "generate",
+                format!(
+                    "{} tokens after {} do not fit a cache of {}",
+                    input_ids.len(),
+                    cache.len,
+                    cache.capacity
+                ),
+            ));
+        }
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        let encoded = match &self.prompt {
+            Some(prompt) if cache.is_empty() => Some(prompt.encode(&tape)?),
+            _ => None,
+        };
+        if let Some(encoded) = &encoded
+            && self.virtual_rows() == 0
+        {
+            self.begin_with_prefix(cache, &encoded.values)?;
+        }
+        let batch = Batch {
+            input_ids: input_ids.iter().map(|id| *id as i32).collect(),
+            positions: (cache.len..cache.len + input_ids.len()).map(|p| p as i32).collect(),
+            targets: vec![IGNORE_INDEX; input_ids.len()],
+            lengths: vec![input_ids.len()],
+        };
+        let embeddings = encoded.as_ref().filter(|_| self.virtual_rows() > 0);
+        let hidden = self.pass(&batch, cache.len, embeddings)?.hidden(&mut tape, Some(cache))?.tensor;
+        cache.len += hidden.rows();
+        self.head_logits(&hidden.slice(hidden.rows() - 1..hidden.rows())?)
+    }
+
+    /// Trained virtual tokens before a sequence's own.
+    pub fn virtual_tokens(&self) -> usize {
+        self.prompt.as_ref().map_or(0, |prompt| prompt.num_virtual_tokens)
+    }
+
+    /// Those of them that go through the layers as rows.
+    fn virtual_rows(&self) -> usize {
+        self.prompt
+            .as_ref()
+            .filter(|p| p.place == PromptPlace::Embeddings)
+            .map_or(0, |p| p.num_virtual_tokens)
+    }
+
+    /// The virtual tokens as they are now, `[num_virtual_tokens, cols]`.
+    ///
+    /// # Errors
+    /// When there are none, or memory can't be had.
+    pub fn virtual_token_values(&self) -> Result<Tensor> {
+        let prompt = self
+            .prompt
+            .as_ref()
+            .ok_or_else(|| Error::Unsupported("the model has no trained virtual tokens".into()))?;
+        if prompt.encoder.layers.is_empty() {
+            return self.params.master(prompt.encoder.table);
+        }
+        Ok(prompt.encode(&Tape::inference(&self.backend, &self.params, self.dtype))?.values)
+    }
+
+    /// The prefix as the cache's first keys and values.
+    fn begin_with_prefix(&self, cache: &mut KvCache, prefix: &Tensor) -> Result<()> {
+        let cols = self.config.num_key_value_heads * self.config.head_dim;
+        let mut start = 0;
+        for kept in cache.layers.iter_mut().flatten() {
+            let mut rows = kept.slice(0..prefix.rows())?;
+            self.backend.copy_columns(&mut rows, 0, prefix, start, cols, false)?;
+            start += cols;
+        }
+        cache.len = prefix.rows();
+        Ok(())
+    }
+
+    /// An empty cache for up to `capacity` tokens of one sequence, besides virtual ones.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn kv_cache(&self, capacity: usize) -> Result<KvCache> {
+        let capacity = capacity + self.virtual_tokens();
+        let cols = self.config.num_key_value_heads * self.config.head_dim;
+        let empty = || self.backend.empty(&[capacity, cols], self.dtype);
+        let layers = self.layers.iter().map(|_| Ok([empty()?, empty()?])).collect::<Result<_>>()?;
+        Ok(KvCache { layers, len: 0, capacity })
+    }
+
+    fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let weight = self.head.weight.weight(&self.params)?;
+        let mut logits = self.backend.empty(&[hidden.rows(), self.config.vocab_size], DType::F32)?;
+        let terms = [GemmTerm { a: Matrix::plain(hidden), b: weight.forward(false) }];
+        self.backend.gemm(&mut logits, &Gemm::new(&terms))?;
+        Ok(logits)
+    }
+
+    fn pass(&self, batch: &Batch, cached: usize, encoded: Option<&Encoded<'_>>) -> Result<Pass<'_>> {
+        let prompt = self.prompt.as_ref().zip(encoded).map(|(prompt, encoded)| PassPrompt {
+            place: prompt.place,
+            values: encoded.values.clone(),
+            grads: encoded.grads.clone(),
+        });
+        let virtual_tokens = prompt.as_ref().map_or(0, |p| p.values.rows());
+        if let Some(longest) = batch.lengths.iter().max() {
+            let limit = self.config.max_sequence();
+            if longest + cached + virtual_tokens > limit {
+                return Err(Error::shape(
+                    "model",
+                    format!(
+                        "a sequence of {} tokens is longer than the model's {limit}; use --max-length {}",
+                        longest + cached + virtual_tokens,
+                        limit.saturating_sub(virtual_tokens)
+                    ),
+                ));
+            }
+        }
+        let (batch, prefix) = match prompt.as_ref().map(|p| p.place) {
+            Some(PromptPlace::Embeddings) => (Cow::Owned(batch.with_virtual_tokens(virtual_tokens)), 0),
+            _ => (Cow::Borrowed(batch), virtual_tokens),
+        };
+        let input = DeviceBatch::new(&self.backend, &batch, self.config.vocab_size, cached, prefix)?;
+        let rope = self.rope_table(input.max_position + 1)?;
+        Ok(Pass { model: self, input, targets: batch.targets.clone(), rope, prompt })
+    }
+
+    /// The rotary table for at least `positions` positions, kept for the next pass.
+    fn rope_table(&self, positions: usize) -> Result<Option<Tensor>> {
+        let Some(rope) = &self.config.rope else { return Ok(None) };
+        let mut kept = self.rope_table.lock().expect("the table's lock is never held across a panic");
+        if kept.as_ref().is_none_or(|t| t.rows() < positions) {
+            let rows = positions.next_power_of_two().max(256);
+            *kept = Some(self.backend.from_slice(&rope.table(rows), &[rows, rope.rotary_dim])?);
+        }
+        Ok(kept.clone())
+    }
+}
+
+impl Pass<'_> {
+    /// The final norm's output, `[tokens, hidden_size]`.
+    fn hidden(&self, tape: &mut Tape<'_>, mut cache: Option<&mut KvCache>) -> Result<Var> {
+        let model = self.model;
+        let mut x = tape.embedding(&model.embed.weight, &self.input.ids)?;
+        if let Some(p) = self.prompt.as_ref().filter(|p| p.place == PromptPlace::Embeddings) {
+            x = tape.prompt(&x, &p.values, p.grads.as_ref(), &self.input.sequences)?;
+        }
+        if let Some(positions) = &model.positions {
+            let p = tape.embedding(&positions.weight, &self.input.positions)?;
+            x = tape.add(&x, &p)?;
+        }
+        let all = 0..model.layers.len();
+        if let Some(cache) = &mut cache {
+            for (number, kept) in cache.layers.iter_mut().enumerate() {
+                x = self.layer(tape, number, x, Some((kept, cache.len)))?;
+            }
+        } else if model.gradient_checkpointing > 0 && tape.is_recording() {
+            for start in all.clone().step_by(model.gradient_checkpointing) {
+                let layers = start..all.end.min(start + model.gradient_checkpointing);
+                let trainable =
+                    self.has_prefix() || model.layers[layers.clone()].iter().any(Layer::is_trainable);
+                let run = |inner: &mut Tape<'_>, x| self.layers(inner, layers.clone(), x);
+                x = tape.segment(layers.clone(), x, trainable, run)?;
+            }
+        } else {
+            x = self.layers(tape, all, x)?;
+        }
+        tape.norm(&x, &model.norm)
+    }
+
+    fn has_prefix(&self) -> bool {
+        self.prompt.as_ref().is_some_and(|p| p.place == PromptPlace::KeysValues)
+    }
+
+    fn layer(
+        &self,
+        tape: &mut Tape<'_>,
+        number: usize,
+        x: Var,
+        cache: Option<(&mut [Tensor; 2], usize)>,
+    ) -> Result<Var> {
+        let layer = &self.model.layers[number];
+        let h = tape.norm(&x, &layer.input_norm)?;
+        let h = self.attention(tape, number, h, cache)?;
+        let h = tape.linear(&h, &layer.o)?;
+        let x = tape.add(&x, &h)?;
+        let h = tape.norm(&x, &layer.post_norm)?;
+        let h = match &layer.mlp {
+            Mlp::Gated(l) => {
+                let [gate, up] = tape.linears(&h, [&l[0], &l[1]])?;
+                drop(h);
+                let product = tape.gated(&gate, &up, self.model.config.hidden_act)?;
+                tape.linear(&product, &l[2])?
+            }
+            Mlp::Plain(l) => {
+                let inner = tape.linear(&h, &l[0])?;
+                let inner = tape.activation(&inner, self.model.config.hidden_act)?;
+                tape.linear(&inner, &l[1])?
+            }
+        };
+        tape.add(&x, &h)
+    }
+
+    fn attention(
+        &self,
+        tape: &mut Tape<'_>,
+        number: usize,
+        x: Var,
+        cache: Option<(&mut [Tensor; 2], usize)>,
+    ) -> Result<Var> {
+        let layer = &self.model.layers[number];
+        let config = &self.model.config;
+        let (n_heads, n_kv_heads, head_dim) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let (mut q, mut k, mut v) = match &layer.qkv {
+            Qkv::Separate(l) => tape.linears(&x, [&l[0], &l[1], &l[2]])?.into(),
+            Qkv::Fused(l) => {
+                let all = tape.linear(&x, l)?;
+                let (dq, dk) = (n_heads * head_dim, n_kv_heads * head_dim);
+                (tape.columns(&all, 0, dq)?, tape.columns(&all, dq, dk)?, tape.columns(&all, dq + dk, dk)?)
+            }
+        };
+        drop(x);
+        if let Some([q_norm, k_norm]) = &layer.qk_norm {
+            q = tape.norm(&q, q_norm)?;
+            k = tape.norm(&k, k_norm)?;
+        }
+        if let (Some(rope), Some(table)) = (&config.rope, &self.rope) {
+            let shape = |n_heads| RopeShape {
+                n_heads,
+                head_dim,
+                rotary_dim: rope.rotary_dim,
+                interleaved: rope.interleaved,
+                inverse: false,
+            };
+            q = tape.rope(q, table, &self.input.positions, shape(n_heads))?;
+            k = tape.rope(k, table, &self.input.positions, shape(n_kv_heads))?;
+        }
+        if let Some(([keys, values], len)) = cache {
+            let end = len + k.tensor.rows();
+            self.model.backend.cast(&mut keys.slice(len..end)?, &k.tensor)?;
+            self.model.backend.cast(&mut values.slice(len..end)?, &v.tensor)?;
+            k = Var::constant(keys.slice(0..end)?);
+            v = Var::constant(values.slice(0..end)?);
+        }
+        if let Some(p) = self.prompt.as_ref().filter(|p| p.place == PromptPlace::KeysValues) {
+            let cols = n_kv_heads * head_dim;
+            let (start, grads) = (2 * number * cols, p.grads.as_ref());
+            k = tape.prefix(&k, &p.values, grads, start, &self.input.sequences)?;
+            v = tape.prefix(&v, &p.values, grads, start + cols, &self.input.sequences)?;
+        }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let heads = AttentionHeads { n_heads, n_kv_heads, head_dim, scale };
+        tape.attention(&q, &k, &v, heads, &self.input.sequences)
+    }
+}
+
+impl Replay for Pass<'_> {
+    fn layers(&self, tape: &mut Tape<'_>, layers: Range<usize>, mut x: Var) -> Result<Var> {
+        for number in layers {
+            x = self.layer(tape, number, x, None)?;
+        }
+        Ok(x)
+    }
+}
