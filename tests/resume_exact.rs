@@ -4,6 +4,7 @@
 mod common;
 
 use common::golden::path;
+use common::training::METHOD_SETTINGS;
 use lowrank::adapter::{Full, LoraConfig, Method};
 use lowrank::backend::cpu::Cpu;
 use lowrank::data::Example;
@@ -48,14 +49,9 @@ fn run(
 ) -> Result<(), Error> {
     let backend = Cpu::new(None)?;
     let mut model = Model::load(&path("llama"), &backend, dtype)?;
-    let method: Box<dyn Method> = if method == "lora" {
-        let mut config = LoraConfig { r: 4, lora_dropout: 0.1, ..LoraConfig::default() };
-        config.attach(&mut model, 1)?;
-        Box::new(config)
-    } else {
-        Full.attach(&mut model, 0)?;
-        Box::new(Full)
-    };
+    let mut method: Box<dyn Method> =
+        if method == "full" { Box::new(Full) } else { common::training::method(method) };
+    method.attach(&mut model, 1)?;
     let loader_config = LoaderConfig {
         per_device_train_batch_size: 2,
         gradient_accumulation_steps: 2,
@@ -95,16 +91,19 @@ fn metrics(output: &Path) -> Vec<Value> {
 
 #[test]
 fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
-    for (method, optim, dtype) in [
-        ("lora", "adamw_torch", DType::F32),
-        ("lora", "adamw_torch", DType::BF16),
+    let lora = METHOD_SETTINGS[0];
+    let runs = [
+        (lora, "adamw_torch", DType::F32),
+        (lora, "adamw_torch", DType::BF16),
         ("full", "adamw_torch", DType::F32),
         ("full", "paged_adamw_32bit", DType::BF16),
         ("full", "paged_adamw_8bit", DType::F32),
-        ("lora", "adamw_8bit", DType::BF16),
-        ("lora", "lion_32bit", DType::F32),
-        ("lora", "sgd", DType::F32),
-    ] {
+        (lora, "adamw_8bit", DType::BF16),
+        (lora, "lion_32bit", DType::F32),
+        (lora, "sgd", DType::F32),
+    ];
+    let others = METHOD_SETTINGS[1..].iter().map(|settings| (*settings, "adamw_torch", DType::F32));
+    for (method, optim, dtype) in runs.into_iter().chain(others) {
         let straight = tempfile::tempdir().unwrap();
         run(method, optim, dtype, straight.path(), None, None).unwrap();
         let parts = tempfile::tempdir().unwrap();
@@ -114,7 +113,7 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
         assert!(checkpoint.ends_with("checkpoint-3"));
         run(method, optim, dtype, parts.path(), Some(&checkpoint), None).unwrap();
         assert_eq!(metrics(straight.path()), metrics(parts.path()), "{method} {optim} {dtype}");
-        let trained = if method == "lora" { "adapter_model.safetensors" } else { "model.safetensors" };
+        let trained = if method == "full" { "model.safetensors" } else { "adapter_model.safetensors" };
         for file in [trained, "checkpoint-10/optimizer.safetensors", "checkpoint-10/trainer_state.json"] {
             let (a, b) = (straight.path().join(file), parts.path().join(file));
             assert!(
@@ -129,7 +128,7 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
 fn where_the_optimizer_keeps_its_state_changes_no_bits() {
     let adapter = |optim: &str, from: Option<&Path>| {
         let output = tempfile::tempdir().unwrap();
-        run("lora", optim, DType::F32, output.path(), from, None).unwrap();
+        run(METHOD_SETTINGS[0], optim, DType::F32, output.path(), from, None).unwrap();
         (std::fs::read(output.path().join("adapter_model.safetensors")).unwrap(), output)
     };
     let (resident, output) = adapter("adamw_torch", None);
@@ -138,15 +137,21 @@ fn where_the_optimizer_keeps_its_state_changes_no_bits() {
     let (other, _) = adapter("adamw_8bit", None);
     assert!(resident == paged && resident == resumed);
     assert!(resident != other, "eight bits change something");
-    let refused =
-        run("lora", "lion", DType::F32, output.path(), Some(&output.path().join("checkpoint-5")), None);
+    let refused = run(
+        METHOD_SETTINGS[0],
+        "lion",
+        DType::F32,
+        output.path(),
+        Some(&output.path().join("checkpoint-5")),
+        None,
+    );
     assert!(refused.unwrap_err().to_string().contains("optim"));
 }
 
 #[test]
 fn lines_and_folders_of_a_killed_run_do_not_survive_resuming() {
     let output = tempfile::tempdir().unwrap();
-    run("lora", "adamw_torch", DType::F32, output.path(), None, Some(5)).unwrap_err();
+    run(METHOD_SETTINGS[0], "adamw_torch", DType::F32, output.path(), None, Some(5)).unwrap_err();
     let metrics_file = output.path().join("metrics.jsonl");
     let whole = std::fs::read_to_string(&metrics_file).unwrap();
     std::fs::write(&metrics_file, format!("{whole}{{\"step\":6,\"loss\":1.0}}\n{{\"step\":7,\"lo")).unwrap();
@@ -154,7 +159,7 @@ fn lines_and_folders_of_a_killed_run_do_not_survive_resuming() {
     std::fs::create_dir_all(output.path().join("checkpoint-9")).unwrap();
     let checkpoint = latest_checkpoint(output.path()).unwrap();
     assert!(checkpoint.ends_with("checkpoint-5"), "{}", checkpoint.display());
-    run("lora", "adamw_torch", DType::F32, output.path(), Some(&checkpoint), None).unwrap();
+    run(METHOD_SETTINGS[0], "adamw_torch", DType::F32, output.path(), Some(&checkpoint), None).unwrap();
     let steps: Vec<u64> = metrics(output.path()).iter().map(|v| v["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=10).collect::<Vec<_>>());
 }
@@ -162,12 +167,12 @@ fn lines_and_folders_of_a_killed_run_do_not_survive_resuming() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let output = tempfile::tempdir().unwrap();
-    run("lora", "adamw_torch", DType::F32, output.path(), None, None).unwrap();
+    run(METHOD_SETTINGS[0], "adamw_torch", DType::F32, output.path(), None, None).unwrap();
     let state = output.path().join("checkpoint-5/trainer_state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     std::fs::write(&state, text.replace("\"learning_rate\": 0.01", "\"learning_rate\": 0.02")).unwrap();
     let error = run(
-        "lora",
+        METHOD_SETTINGS[0],
         "adamw_torch",
         DType::F32,
         output.path(),
@@ -177,7 +182,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     .unwrap_err();
     assert!(error.to_string().contains("learning_rate"), "{error}");
     let error = run(
-        "lora",
+        METHOD_SETTINGS[0],
         "adamw_torch",
         DType::F32,
         output.path(),
@@ -191,7 +196,7 @@ fn a_checkpoint_of_another_run_is_refused() {
 #[test]
 fn a_loss_that_is_not_finite_names_step_and_checkpoint() {
     let output = tempfile::tempdir().unwrap();
-    run("lora", "adamw_torch", DType::F32, output.path(), None, Some(5)).unwrap_err();
+    run(METHOD_SETTINGS[0], "adamw_torch", DType::F32, output.path(), None, Some(5)).unwrap_err();
     let backend = Cpu::new(None).unwrap();
     let mut model = Model::load(&path("llama"), &backend, DType::F32).unwrap();
     let mut config = LoraConfig::default();

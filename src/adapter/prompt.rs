@@ -73,11 +73,14 @@ pub struct PromptLearningConfig {
     pub num_virtual_tokens: usize,
     pub kind: PromptKind,
     pub origin: Origin,
-    /// Set by the model: `token_dim`, `num_attention_heads`, `num_layers`.
+    /// [`GEOMETRY`], set by the model.
     geometry: Option<[usize; 3]>,
     /// Whether the encoder is there; one read from PEFT's file has only what the encoder made.
     encoder: bool,
 }
+
+/// The keys that the model says.
+const GEOMETRY: [&str; 3] = ["token_dim", "num_attention_heads", "num_layers"];
 
 /// Virtual tokens if the settings don't say.
 const NUM_VIRTUAL_TOKENS: usize = 20;
@@ -175,9 +178,9 @@ impl PromptLearningConfig {
                 format!("expected a number from 1 to {}, found {num_virtual_tokens}", 1 << 20),
             ));
         }
-        // The model says what these are; they are checked against it by the tensor's shape.
-        for key in ["token_dim", "num_attention_heads", "num_layers"] {
-            reader.usize(key)?;
+        let mut geometry = Vec::new();
+        for key in GEOMETRY {
+            geometry.extend(reader.usize(key)?);
         }
         let submodules = reader.usize("num_transformer_submodules")?;
         if submodules.is_some_and(|n| n != 1) {
@@ -185,7 +188,11 @@ impl PromptLearningConfig {
         }
         let origin = Origin::read(reader)?;
         reader.finish(&[("encoder_dropout", json!(0.0))])?;
-        let config = PromptLearningConfig { origin, ..Self::new(kind, num_virtual_tokens) };
+        let config = PromptLearningConfig {
+            origin,
+            geometry: geometry.try_into().ok(),
+            ..Self::new(kind, num_virtual_tokens)
+        };
         let (hidden, layers) = match config.kind {
             PromptKind::Prompt(_) => (None, 1),
             PromptKind::Prefix { encoder_hidden_size, .. } => (encoder_hidden_size, 1),
@@ -417,6 +424,15 @@ impl Method for PromptLearningConfig {
 
     fn install(&mut self, model: &mut Model, attachment: &mut Attachment) -> Result<()> {
         let geometry = self.geometry(&model.config);
+        for ((key, own), read) in GEOMETRY.iter().zip(geometry).zip(self.geometry.into_iter().flatten()) {
+            if own != read {
+                return Err(Error::config(
+                    "adapter",
+                    *key,
+                    format!("expected {own} for this base model, found {read}"),
+                ));
+            }
+        }
         self.geometry = Some(geometry);
         let [token_dim, _, num_layers] = geometry;
         let cols = match self.place() {

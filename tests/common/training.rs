@@ -3,7 +3,7 @@
 use super::golden::path;
 use lowrank::DType;
 use lowrank::adapter::{Bias, InitLoraWeights, TargetModules};
-use lowrank::adapter::{Full, LoraConfig, Method};
+use lowrank::adapter::{Full, LoraConfig, Method, from_settings};
 use lowrank::autograd::Dropout;
 use lowrank::backend::Backend;
 use lowrank::model::{Batch, Model};
@@ -16,6 +16,38 @@ pub enum Trained {
     Lora,
     /// Everything.
     Full,
+    /// One of [`METHOD_SETTINGS`].
+    Method(&'static str),
+}
+
+/// Settings of every method, as on the command line.
+pub const METHOD_SETTINGS: [&str; 11] = [
+    r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1}"#,
+    r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_dora": true, "target_modules": "all-linear"}"#,
+    r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}"#,
+    r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5, "prefix_projection": true, "encoder_hidden_size": 7}"#,
+    r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}"#,
+    r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5, "prompt_tuning_init": "SAMPLE_VOCAB"}"#,
+    r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 6}"#,
+    r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 6, "encoder_reparameterization_type": "LSTM"}"#,
+    r#"{"peft_type": "IA3"}"#,
+    r#"{"peft_type": "VERA", "r": 6, "vera_dropout": 0.1}"#,
+    r#"{"peft_type": "LN_TUNING"}"#,
+];
+
+/// The method of these settings.
+pub fn method(settings: &str) -> Box<dyn Method> {
+    from_settings("test", &serde_json::from_str(settings).unwrap()).unwrap()
+}
+
+/// Moves every parameter from where it starts, so that none has zero gradients.
+pub fn move_all(model: &mut Model) {
+    for id in model.params.ids() {
+        let values = model.params.to_vec(id).unwrap();
+        let moved: Vec<f32> =
+            values.iter().enumerate().map(|(i, v)| v + 0.1 * (i as f32 * 0.37).sin()).collect();
+        model.params.set(id, &moved).unwrap();
+    }
 }
 
 /// A golden family's model with trainable parameters.
@@ -35,6 +67,10 @@ pub fn trainable(family: &str, backend: &Backend, dtype: DType, trained: Trained
             config.attach(&mut model, 11).unwrap();
         }
         Trained::Full => Full.attach(&mut model, 0).unwrap(),
+        Trained::Method(settings) => {
+            method(settings).attach(&mut model, 11).unwrap();
+            move_all(&mut model);
+        }
     }
     model
 }
