@@ -28,6 +28,7 @@ fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
         "gpt2" => &["c_attn", "mlp.c_proj"],
         "llama" | "mistral" | "glm" | "glm4" => &["k_proj", "v_proj", "down_proj"],
         "qwen2" | "qwen3" | "gemma" | "gemma2" | "gemma3_text" => &["q_proj", "v_proj", "down_proj"],
+        "qwen" => &["c_attn", "mlp.c_proj"],
         "phi3" => &["qkv_proj", "down_proj"],
         "chatglm" => &["query_key_value", "dense_4h_to_h"],
         _ => return None,

@@ -22,7 +22,7 @@ pub struct LnTuningConfig {
 /// PEFT's default targets by `model_type`, and what is alike for the families that it has none for.
 fn defaults(model_type: &str) -> Option<&'static [&'static str]> {
     Some(match model_type {
-        "gpt2" => &["ln_1", "ln_2", "ln_f"],
+        "gpt2" | "qwen" => &["ln_1", "ln_2", "ln_f"],
         "llama" | "mistral" | "glm" | "glm4" | "phi3" => {
             &["input_layernorm", "post_attention_layernorm", "norm"]
         }

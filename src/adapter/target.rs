@@ -215,6 +215,8 @@ pub fn lora_defaults(model_type: &str) -> Option<&'static [&'static str]> {
             &["q_proj", "v_proj"]
         }
         "chatglm" => &["query_key_value"],
+        "qwen" => &["c_attn"],
+        "phi3" => &["qkv_proj"],
         _ => return None,
     })
 }

@@ -38,6 +38,13 @@ pub enum MlpNames {
         /// Down projection.
         down: &'static str,
     },
+    /// `down(act(gate x) * up x)`, gate and up side by side in one layer.
+    FusedGated {
+        /// Gate and up projection.
+        gate_up: &'static str,
+        /// Down projection.
+        down: &'static str,
+    },
     /// `proj(act(fc x))`.
     Plain {
         /// First layer.
@@ -64,8 +71,12 @@ pub struct Names {
     pub head: &'static str,
     /// Norm before attention, within a layer.
     pub input_norm: &'static str,
+    /// Norm on attention's output, within a layer.
+    pub attention_norm: Option<&'static str>,
     /// Norm before the MLP, within a layer.
     pub post_norm: &'static str,
+    /// Norm on the MLP's output, within a layer.
+    pub mlp_norm: Option<&'static str>,
     /// Query, key and value projections, within a layer.
     pub qkv: QkvNames,
     /// Norms on each head's queries and keys, within a layer.
@@ -114,6 +125,10 @@ pub struct ModelConfig {
     pub names: Names,
 }
 
+/// The values of `model_type` that are known.
+pub const FAMILIES: [&str; 10] =
+    ["chatglm", "glm", "glm4", "gpt2", "llama", "mistral", "phi3", "qwen", "qwen2", "qwen3"];
+
 impl ModelConfig {
     /// Reads `config.json` of a model folder.
     ///
@@ -141,10 +156,15 @@ impl ModelConfig {
             "qwen2" => super::qwen::qwen2(&keys)?,
             "qwen3" => super::qwen::qwen3(&keys)?,
             "gpt2" => super::gpt2::config(&keys)?,
+            "glm" => super::glm::glm(&keys)?,
+            "glm4" => super::glm::glm4(&keys)?,
+            "chatglm" => super::glm::chatglm(&keys)?,
+            "phi3" => super::phi3::config(&keys)?,
+            "qwen" => super::qwen::qwen(&keys)?,
             other => {
                 return Err(keys.error(
                     "model_type",
-                    format!("`{other}` is not supported; supported: gpt2, llama, mistral, qwen2, qwen3"),
+                    format!("`{other}` is not supported; supported: {}", FAMILIES.join(", ")),
                 ));
             }
         };

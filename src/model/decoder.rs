@@ -23,6 +23,8 @@ pub enum Qkv {
 pub enum Mlp {
     /// Gate, up, down.
     Gated(Box<[Linear; 3]>),
+    /// Gate and up side by side in one layer, down.
+    FusedGated(Box<[Linear; 2]>),
     /// First and second layer.
     Plain(Box<[Linear; 2]>),
 }
@@ -35,8 +37,41 @@ pub struct Layer {
     pub qkv: Qkv,
     pub qk_norm: Option<[Norm; 2]>,
     pub o: Linear,
+    /// On attention's output, before it is added.
+    pub attention_norm: Option<Norm>,
     pub post_norm: Norm,
     pub mlp: Mlp,
+    /// On the MLP's output, before it is added.
+    pub mlp_norm: Option<Norm>,
+}
+
+/// A module of a layer.
+#[derive(Debug)]
+enum Part<L, N> {
+    Linear(L),
+    Norm(N),
+}
+
+/// A layer's modules in order, by reference or by mutable reference.
+macro_rules! parts {
+    ($layer:expr, $iter:ident, $($borrow:tt)+) => {{
+        let layer = $layer;
+        let mut all = vec![Part::Norm($($borrow)+ layer.input_norm)];
+        match $($borrow)+ layer.qkv {
+            Qkv::Separate(l) => all.extend(l.$iter().map(Part::Linear)),
+            Qkv::Fused(l) => all.push(Part::Linear(l)),
+        }
+        all.extend(layer.qk_norm.$iter().flatten().map(Part::Norm));
+        all.push(Part::Linear($($borrow)+ layer.o));
+        all.extend(layer.attention_norm.$iter().map(Part::Norm));
+        all.push(Part::Norm($($borrow)+ layer.post_norm));
+        match $($borrow)+ layer.mlp {
+            Mlp::Gated(l) => all.extend(l.$iter().map(Part::Linear)),
+            Mlp::FusedGated(l) | Mlp::Plain(l) => all.extend(l.$iter().map(Part::Linear)),
+        }
+        all.extend(layer.mlp_norm.$iter().map(Part::Norm));
+        all
+    }};
 }
 
 /// A decoder-only transformer with its trainable parameters.
@@ -102,19 +137,11 @@ impl Model {
                 is_head: false,
             });
         }
-        for layer in &self.layers {
-            all.push(norm(&layer.input_norm));
-            match &layer.qkv {
-                Qkv::Separate(l) => all.extend(l.iter().map(|l| linear(l, false))),
-                Qkv::Fused(l) => all.push(linear(l, false)),
-            }
-            all.extend(layer.qk_norm.iter().flatten().map(norm));
-            all.push(linear(&layer.o, false));
-            all.push(norm(&layer.post_norm));
-            match &layer.mlp {
-                Mlp::Gated(l) => all.extend(l.iter().map(|l| linear(l, false))),
-                Mlp::Plain(l) => all.extend(l.iter().map(|l| linear(l, false))),
-            }
+        for part in self.layers.iter().flat_map(Layer::parts) {
+            all.push(match part {
+                Part::Linear(l) => linear(l, false),
+                Part::Norm(n) => norm(n),
+            });
         }
         all.push(norm(&self.norm));
         all.push(linear(&self.head, true));
@@ -135,18 +162,13 @@ impl Model {
 
     /// All linear layers, in the order of [`Model::modules`], the head last.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        let mut all = Vec::new();
-        for layer in &mut self.layers {
-            match &mut layer.qkv {
-                Qkv::Separate(l) => all.extend(l.iter_mut()),
-                Qkv::Fused(l) => all.push(l),
-            }
-            all.push(&mut layer.o);
-            match &mut layer.mlp {
-                Mlp::Gated(l) => all.extend(l.iter_mut()),
-                Mlp::Plain(l) => all.extend(l.iter_mut()),
-            }
-        }
+        let parts = self.layers.iter_mut().flat_map(Layer::parts_mut);
+        let mut all: Vec<_> = parts
+            .filter_map(|part| match part {
+                Part::Linear(l) => Some(l),
+                Part::Norm(_) => None,
+            })
+            .collect();
         all.push(&mut self.head);
         all
     }
@@ -166,18 +188,10 @@ impl Model {
         for e in std::iter::once(&mut self.embed).chain(&mut self.positions) {
             all.push((format!("{}.weight", e.path), &mut e.weight));
         }
-        for layer in &mut self.layers {
-            norm(&mut all, &mut layer.input_norm);
-            match &mut layer.qkv {
-                Qkv::Separate(l) => l.iter_mut().for_each(|l| linear(&mut all, l)),
-                Qkv::Fused(l) => linear(&mut all, l),
-            }
-            layer.qk_norm.iter_mut().flatten().for_each(|n| norm(&mut all, n));
-            linear(&mut all, &mut layer.o);
-            norm(&mut all, &mut layer.post_norm);
-            match &mut layer.mlp {
-                Mlp::Gated(l) => l.iter_mut().for_each(|l| linear(&mut all, l)),
-                Mlp::Plain(l) => l.iter_mut().for_each(|l| linear(&mut all, l)),
+        for part in self.layers.iter_mut().flat_map(Layer::parts_mut) {
+            match part {
+                Part::Linear(l) => linear(&mut all, l),
+                Part::Norm(n) => norm(&mut all, n),
             }
         }
         norm(&mut all, &mut self.norm);
@@ -196,23 +210,22 @@ impl Model {
 }
 
 impl Layer {
+    fn parts(&self) -> Vec<Part<&Linear, &Norm>> {
+        parts!(self, iter, &)
+    }
+
+    fn parts_mut(&mut self) -> Vec<Part<&mut Linear, &mut Norm>> {
+        parts!(self, iter_mut, &mut)
+    }
+
     /// Whether any parameter of the layer is trained.
     pub(super) fn is_trainable(&self) -> bool {
-        let linear = |l: &Linear| {
-            l.adapter.is_some()
-                || l.weight.id().is_some()
-                || l.bias.as_ref().is_some_and(|b| b.id().is_some())
+        let trained = |weight: &Parameter, bias: &Option<Parameter>| {
+            weight.id().is_some() || bias.as_ref().is_some_and(|b| b.id().is_some())
         };
-        let norm = |n: &Norm| n.weight.id().is_some() || n.bias.as_ref().is_some_and(|b| b.id().is_some());
-        let qkv = match &self.qkv {
-            Qkv::Separate(l) => l.iter().any(linear),
-            Qkv::Fused(l) => linear(l),
-        };
-        let mlp = match &self.mlp {
-            Mlp::Gated(l) => l.iter().any(linear),
-            Mlp::Plain(l) => l.iter().any(linear),
-        };
-        let norms = norm(&self.input_norm) || norm(&self.post_norm);
-        qkv || mlp || norms || linear(&self.o) || self.qk_norm.iter().flatten().any(norm)
+        self.parts().into_iter().any(|part| match part {
+            Part::Linear(l) => l.adapter.is_some() || trained(&l.weight, &l.bias),
+            Part::Norm(n) => trained(&n.weight, &n.bias),
+        })
     }
 }

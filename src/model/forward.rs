@@ -295,15 +295,27 @@ impl Pass<'_> {
         let layer = &self.model.layers[number];
         let h = tape.norm(&x, &layer.input_norm)?;
         let h = self.attention(tape, number, h, cache)?;
-        let h = tape.linear(&h, &layer.o)?;
+        let mut h = tape.linear(&h, &layer.o)?;
+        if let Some(norm) = &layer.attention_norm {
+            h = tape.norm(&h, norm)?;
+        }
         let x = tape.add(&x, &h)?;
         let h = tape.norm(&x, &layer.post_norm)?;
-        let h = match &layer.mlp {
+        let mut h = match &layer.mlp {
             Mlp::Gated(l) => {
                 let [gate, up] = tape.linears(&h, [&l[0], &l[1]])?;
                 drop(h);
                 let product = tape.gated(&gate, &up, self.model.config.hidden_act)?;
                 tape.linear(&product, &l[2])?
+            }
+            Mlp::FusedGated(l) => {
+                let both = tape.linear(&h, &l[0])?;
+                drop(h);
+                let inner = l[1].in_features;
+                let (gate, up) = (tape.columns(&both, 0, inner)?, tape.columns(&both, inner, inner)?);
+                drop(both);
+                let product = tape.gated(&gate, &up, self.model.config.hidden_act)?;
+                tape.linear(&product, &l[1])?
             }
             Mlp::Plain(l) => {
                 let inner = tape.linear(&h, &l[0])?;
@@ -311,6 +323,9 @@ impl Pass<'_> {
                 tape.linear(&inner, &l[1])?
             }
         };
+        if let Some(norm) = &layer.mlp_norm {
+            h = tape.norm(&h, norm)?;
+        }
         tape.add(&x, &h)
     }
 

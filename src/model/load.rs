@@ -184,6 +184,10 @@ impl Builder<'_> {
                 linear(up, hidden, inner, c.mlp_bias)?,
                 linear(down, inner, hidden, c.mlp_bias)?,
             ])),
+            MlpNames::FusedGated { gate_up, down } => Mlp::FusedGated(Box::new([
+                linear(gate_up, hidden, 2 * inner, c.mlp_bias)?,
+                linear(down, inner, hidden, c.mlp_bias)?,
+            ])),
             MlpNames::Plain { fc, proj } => Mlp::Plain(Box::new([
                 linear(fc, hidden, inner, c.mlp_bias)?,
                 linear(proj, inner, hidden, c.mlp_bias)?,
@@ -193,7 +197,10 @@ impl Builder<'_> {
             .qk_norm
             .map(|(q, k)| Ok::<_, Error>([self.norm(&at(q), c.head_dim)?, self.norm(&at(k), c.head_dim)?]))
             .transpose()?;
+        let optional = |name: Option<&str>| name.map(|name| self.norm(&at(name), hidden)).transpose();
         Ok(Layer {
+            attention_norm: optional(names.attention_norm)?,
+            mlp_norm: optional(names.mlp_norm)?,
             input_norm: self.norm(&at(names.input_norm), hidden)?,
             qkv,
             qk_norm,

@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
 /// Families with a base model.
-pub const FAMILIES: [&str; 8] = [
+pub const FAMILIES: [&str; 11] = [
     "gpt2",
     "llama",
     "llama_bias",
@@ -14,6 +14,9 @@ pub const FAMILIES: [&str; 8] = [
     "mistral",
     "qwen2",
     "qwen3",
+    "glm",
+    "glm4",
+    "phi3",
 ];
 
 /// The folder of golden files.

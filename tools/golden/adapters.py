@@ -31,6 +31,9 @@ ALPHAS = {True: {"c_fc": 3}, False: {"v_proj": 3, "layers.0.self_attn.q_proj": 5
 def variants(name: str) -> dict[str, dict]:
     """LoraConfig's arguments by the adapter's name."""
     gpt2 = name == "gpt2"
+    if name.startswith("glm") or name == "phi3":
+        plain = {**PLAIN, "target_modules": ["qkv_proj"] if name == "phi3" else ["q_proj", "v_proj"]}
+        return {"plain": plain, "all_linear": {**PLAIN, "target_modules": "all-linear"}}
     short = {"plain": PLAIN, "all_linear": {**PLAIN, "target_modules": "all-linear"}}
     biases = {
         "bias_all": {**PLAIN, "bias": "all"},
@@ -78,7 +81,12 @@ def methods(name: str) -> dict[str, PeftConfig]:
     norms = {} if not name.startswith("glm") else dict(
         target_modules=["input_layernorm", "post_attention_layernorm", "norm"]
     )
-    return {
+    attention = dict(target_modules=ATTENTION[gpt2])
+    lora = {} if name in ("gpt2", "llama") else {
+        "rslora": LoraConfig(**PLAIN, **attention, use_rslora=True),
+        "layers": LoraConfig(**PLAIN, **attention, layers_to_transform=[1]),
+    }
+    return lora | {
         "dora": LoraConfig(**{**PLAIN, **targets}, use_dora=True),
         "prefix": PrefixTuningConfig(**virtual),
         "prefix_projection": PrefixTuningConfig(**virtual, prefix_projection=True, encoder_hidden_size=12),

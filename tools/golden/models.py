@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
+    Glm4Config,
+    GlmConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
@@ -55,8 +58,11 @@ MODELS = {
     "mistral": MistralConfig(**COMMON, head_dim=16),
     "qwen2": Qwen2Config(**{**COMMON, "tie_word_embeddings": True}),
     "qwen3": Qwen3Config(**COMMON, head_dim=12),
+    "glm": GlmConfig(**COMMON, head_dim=8, pad_token_id=0),
+    "glm4": Glm4Config(**COMMON, head_dim=8, pad_token_id=0),
+    "phi3": Phi3Config(**COMMON, pad_token_id=0),
 }
-FULL_GRADIENTS = ("gpt2", "llama", "qwen3")  # every parameter's gradient is stored
+FULL_GRADIENTS = ("gpt2", "llama", "qwen3", "glm4")  # every parameter's gradient is stored
 SHARDED = ("mistral",)  # saved in several files with an index
 
 
