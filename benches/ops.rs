@@ -67,7 +67,15 @@ impl Bench<'_, '_> {
     fn attention(&mut self, q_len: usize, k_len: usize) {
         let (n_heads, n_kv_heads, head_dim) = (9, 3, 64);
         let sequences = [Sequence { q_start: 0, q_len, k_start: 0, k_len }];
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.125, sequences: &sequences };
+        let shape = AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            scale: 0.125,
+            window: None,
+            softcap: None,
+            sequences: &sequences,
+        };
         let q = self.x(q_len, n_heads * head_dim);
         let [k, v] = [(); 2].map(|()| self.x(k_len, n_kv_heads * head_dim));
         let mut out = self.x(q_len, n_heads * head_dim);

@@ -1,7 +1,7 @@
 // Causal attention of one head of one sequence. Scores of a block of queries are held whole, so there is no
 // running rescaling: a row's bits depend on that row and the keys it sees alone.
 //
-//   s = scale q k^T,  m = max s,  e = exp(s - m),  l = sum e,  out = (e v) / l,  lse = m + log l
+//   s = scale q k^T (soft-capped: cap tanh(s / cap)),  m = max s,  e = exp(s - m),  l = sum e,  out = (e v) / l,  lse = m + log l
 //
 // In bf16 arithmetic e is rounded to bf16 before it meets v, as are p and ds in the backward.
 #include "gemm_kernel.h"
@@ -49,12 +49,28 @@ INLINE struct gemm_operand operand(const void *data, size_t ld, int type, int tr
     return (struct gemm_operand){data, NULL, ld, type, transposed};
 }
 
-// exp(s - m) over the first `visible` keys, zeros up to `end`; returns the sum.
-static float softmax_row(float *s, size_t visible, size_t end, float scale, float *max_out) {
-    vf factor = vf_set1(scale), top = vf_set1(-INFINITY), sum = vf_zero();
+// Scores as the softmax takes them.
+INLINE vf score(vf product, const struct attention_args *g) {
+    vf x = vf_mul(product, vf_set1(g->scale));
+    return g->softcap > 0 ? vf_mul(vf_set1(g->softcap), v_tanh(vf_div(x, vf_set1(g->softcap)))) : x;
+}
+
+// The first key that a query with so many keys before and at it sees.
+INLINE size_t first_seen(const struct attention_args *g, size_t visible) {
+    return g->window && visible > g->window ? visible - g->window : 0;
+}
+
+// exp(s - m) over the keys seen of the first `visible`, zeros elsewhere up to `end`; returns the sum.
+static float softmax_row(const struct attention_args *g, float *s, size_t visible, size_t end, float *max_out) {
+    vf top = vf_set1(-INFINITY), sum = vf_zero();
+    size_t unseen = first_seen(g, visible);
     for (size_t j = 0; j < visible; j += LANES) {
-        vf x = vf_mul(vf_load(s + j), factor);
+        vf x = score(vf_load(s + j), g);
         vf_store(s + j, x);
+        if (j < unseen) {
+            for (size_t i = j; i < unseen && i < j + LANES; i++) s[i] = -INFINITY;
+            x = vf_load(s + j);
+        }
         if (visible - j < LANES) {
             float t[LANES];
             for (int i = 0; i < LANES; i++) t[i] = (size_t)i < visible - j ? s[j + i] : -INFINITY;
@@ -106,7 +122,7 @@ static void attention(const struct attention_args *g, size_t first, size_t last,
         float sums[MR];
         for (size_t i = 0; i < m; i++) {
             float max;
-            sums[i] = softmax_row(s + i * keys, row + i + past + 1, end, g->scale, &max);
+            sums[i] = softmax_row(g, s + i * keys, row + i + past + 1, end, &max);
             g->lse[(row + i) * g->lse_ld] = max + s_log(sums[i]);
         }
         if (bf16) round_rows(s, m, keys, end);
@@ -124,13 +140,26 @@ static void score_gradients(const struct attention_args *g, float *p, float *ds,
     size_t past = g->k_len - g->q_len;
     vf factor = vf_set1(g->scale);
     for (size_t i = 0; i < m; i++) {
-        size_t visible = row + i + past + 1;
+        size_t visible = row + i + past + 1, unseen = first_seen(g, visible);
         vf lse = vf_set1(g->lse[(row + i) * g->lse_ld]), di = vf_set1(delta[row + i]);
         for (size_t j = 0; j < end; j += LANES) {
             vf e = vf_zero(), grad = vf_zero();
-            if (j < visible) {
-                e = v_exp(vf_sub(vf_mul(vf_load(p + i * keys + j), factor), lse));
+            if (j < visible && j + LANES > unseen) {
+                vf s = score(vf_load(p + i * keys + j), g);
+                e = v_exp(vf_sub(s, lse));
                 grad = vf_mul(vf_mul(e, vf_sub(vf_load(ds + i * keys + j), di)), factor);
+                if (g->softcap > 0) {
+                    vf t = vf_div(s, vf_set1(g->softcap));
+                    grad = vf_mul(grad, vf_sub(vf_set1(1.0f), vf_mul(t, t)));
+                }
+                if (j < unseen) {
+                    float t[LANES], u[LANES];
+                    vf_store(t, e);
+                    vf_store(u, grad);
+                    for (size_t l = 0; l < unseen - j; l++) t[l] = u[l] = 0.0f;
+                    e = vf_load(t);
+                    grad = vf_load(u);
+                }
                 if (visible - j < LANES) {
                     float t[LANES], u[LANES];
                     vf_store(t, e);

@@ -84,6 +84,20 @@ static void add(void *out, const void *a, const void *b, size_t n, int32_t type)
     FOR_PARTS(i, n) PUT(out, vf_add(GET(a), GET(b)));
 }
 
+static void softcap(float *x, size_t n, float cap) {
+    FOR_PARTS(i, n) {
+        vf v = v_load_part(x + i, left, TYPE_F32);
+        v_store_part(x + i, vf_mul(vf_set1(cap), v_tanh(vf_div(v, vf_set1(cap)))), left, TYPE_F32);
+    }
+}
+
+static void softcap_backward(void *dx, const float *y, size_t n, float cap, int32_t type) {
+    FOR_PARTS(i, n) {
+        vf t = vf_div(v_load_part(y + i, left, TYPE_F32), vf_set1(cap));
+        PUT(dx, vf_mul(GET(dx), vf_sub(vf_set1(1.0f), vf_mul(t, t))));
+    }
+}
+
 static void scale(void *out, size_t n, float factor, int32_t type) {
     FOR_PARTS(i, n) PUT(out, vf_mul(GET(out), vf_set1(factor)));
 }
@@ -189,6 +203,8 @@ void TABLE_FN(elementwise)(struct kernel_table *table) {
     table->gated = gated;
     table->gated_backward = gated_backward;
     table->add = add;
+    table->softcap = softcap;
+    table->softcap_backward = softcap_backward;
     table->scale = scale;
     table->cast = cast;
     table->rope = rope;

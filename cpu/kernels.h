@@ -71,6 +71,8 @@ struct attention_args {
     size_t q_ld, k_ld;
     size_t q_len, k_len, head_dim;
     float scale;
+    float softcap;  // 0: none
+    size_t window;  // keys a query sees at most, itself among them; 0: all
     int32_t type;
     void *out;
     size_t out_ld;
@@ -171,6 +173,8 @@ struct kernel_table {
                             size_t last, int32_t type);
     void (*scale_columns)(void *out, const void *x, const float *factors, const float *bias, size_t rows, size_t cols,
                           int32_t type);
+    void (*softcap)(float *x, size_t n, float cap);
+    void (*softcap_backward)(void *dx, const float *y, size_t n, float cap, int32_t type);
     void (*rsqrt)(float *out, const float *x, size_t n);
     void (*column_sums)(float *out, const void *x, size_t rows, size_t cols, size_t first, size_t last,
                         int32_t type);

@@ -128,8 +128,10 @@ fn attention() {
     #[allow(clippy::type_complexity)]
     let cases: [(usize, usize, usize, &[Sequence], usize, usize); 3] =
         [(1, 1, 3, &whole, 7, 7), (4, 2, 8, &packed, 9, 17), (6, 2, 33, &packed, 9, 17)];
-    for (n_heads, n_kv_heads, head_dim, sequences, q_rows, k_rows) in cases {
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.4, sequences };
+    let bounds = [(None, None), (Some(3), None), (Some(4), Some(1.5)), (None, Some(0.7))];
+    let cases = cases.into_iter().flat_map(|case| bounds.map(|bounds| (case, bounds)));
+    for ((n_heads, n_kv_heads, head_dim, sequences, q_rows, k_rows), (window, softcap)) in cases {
+        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.4, window, softcap, sequences };
         let q_shape = [q_rows, n_heads * head_dim];
         let k_shape = [k_rows, n_kv_heads * head_dim];
         check(

@@ -47,7 +47,7 @@ fn greedy_continuation_with_the_cache() {
 #[test]
 fn gradients_of_all_parameters() {
     let backend = Cpu::new(None).unwrap();
-    for family in ["gpt2", "llama", "qwen3", "glm4"] {
+    for family in ["gpt2", "llama", "qwen3", "glm4", "gemma2", "gemma3_text"] {
         for gradient_checkpointing in [0, 1] {
             let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
             model.gradient_checkpointing = gradient_checkpointing;

@@ -18,6 +18,12 @@ fn merged_logits_equal_those_with_the_adapter() {
             let what = format!("{family}/{variant}");
             let parent = tempfile::tempdir().unwrap();
             let output = parent.path().join("merged");
+            if variant.starts_with('p') && variant != "plain" && variant != "patterns" {
+                // Virtual tokens are no weights.
+                let error = merge(&path(family), &path(&what), &output).unwrap_err().to_string();
+                assert!(error.contains("can't be merged"), "{what}: {error}");
+                continue;
+            }
             merge(&path(family), &path(&what), &output).unwrap_or_else(|e| panic!("{what}: {e}"));
             let model = Model::load(&output, &backend, DType::F32).unwrap();
             let golden = Golden::open(&format!("{what}/golden.safetensors"));

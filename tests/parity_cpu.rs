@@ -137,7 +137,15 @@ fn operands_that_do_not_fit_are_refused() {
             Sequence { k_len: 1, ..inside },
         ] {
             let sequences = &[bad];
-            let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim: 2, scale: 1.0, sequences };
+            let shape = AttentionShape {
+                n_heads: 2,
+                n_kv_heads: 2,
+                head_dim: 2,
+                scale: 1.0,
+                window: None,
+                softcap: None,
+                sequences,
+            };
             let mut lse = floats(&[3, 2]);
             assert!(backend.attention(&mut y, &mut lse, &q, &q, &q, &shape).is_err(), "{bad:?}");
         }

@@ -45,7 +45,8 @@ fn expect(error: &str, parts: &[&str]) {
 #[test]
 fn settings_that_are_set_but_not_implemented_are_named() {
     for (key, value) in [
-        ("use_dora", json!(true)),
+        ("use_qalora", json!(true)),
+        ("num_virtual_tokens", json!(4)),
         ("layer_replication", json!([[0, 1]])),
         ("megatron_config", json!({"a": 1})),
         ("target_parameters", json!(["x"])),
@@ -53,7 +54,7 @@ fn settings_that_are_set_but_not_implemented_are_named() {
         ("a_key_of_the_future", json!(7)),
         ("qalora_group_size", json!(32)),
         ("task_type", json!("SEQ_CLS")),
-        ("peft_type", json!("IA3")),
+        ("peft_type", json!("ADAMSS")),
         ("bias", json!("some")),
         ("r", json!(0)),
         ("r", json!("eight")),

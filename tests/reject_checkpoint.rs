@@ -141,8 +141,8 @@ fn configurations_that_are_not_supported() {
         (
             "llama",
             "rope_parameters",
-            json!({"rope_type": "yarn", "factor": 2.0}),
-            vec!["rope_type", "`yarn`"],
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            vec!["rope_type", "`dynamic`"],
         ),
         (
             "llama",

@@ -3,12 +3,14 @@
 //! (arXiv 2205.05638).
 
 use super::attach::{Attachment, Initial};
+use super::config::Bias;
 use super::io::PREFIX;
+use super::merge::{MergePlan, MergeRule};
 use super::method::Method;
 use super::reader::{Origin, Reader, Settings, common_settings, targets_value};
 use super::target::{TargetModules, Targeting};
 use crate::error::{Error, Result};
-use crate::model::{LinearAdapter, Model};
+use crate::model::{LinearAdapter, Model, ModuleInfo};
 use crate::param::ParamStore;
 use serde_json::json;
 
@@ -49,6 +51,25 @@ impl Ia3Config {
         reader.finish(&[("init_ia3_weights", json!(true))])?;
         Ok(config)
     }
+
+    /// The paths of the targets, and of those whose input is scaled.
+    fn select(&self, modules: &[ModuleInfo], model_type: &str) -> Result<(Vec<String>, Vec<String>)> {
+        let paths = |chosen: Vec<&ModuleInfo>| chosen.into_iter().map(|m| m.path.clone()).collect::<Vec<_>>();
+        let chosen = paths(self.targets.select_linears(modules, model_type, defaults)?);
+        let feedforward = match &self.feedforward_modules {
+            None => Vec::new(),
+            Some(TargetModules::Names(names)) if names.is_empty() => Vec::new(),
+            Some(names) => paths(Targeting::from(names.clone()).select(modules, model_type, defaults)?),
+        };
+        match feedforward.iter().find(|path| !chosen.contains(path)) {
+            None => Ok((chosen, feedforward)),
+            Some(stray) => Err(Error::config(
+                "adapter",
+                "feedforward_modules",
+                format!("`{stray}` is not one of target_modules"),
+            )),
+        }
+    }
 }
 
 impl Method for Ia3Config {
@@ -68,31 +89,26 @@ impl Method for Ia3Config {
         keys
     }
 
+    fn merge_plan(&self, modules: &[ModuleInfo], model_type: &str) -> Result<MergePlan> {
+        let (chosen, feedforward) = self.select(modules, model_type)?;
+        let rule = |path: &String| MergeRule::Ia3 { feedforward: feedforward.contains(path) };
+        let rules = chosen.iter().map(|path| (path.clone(), rule(path))).collect();
+        Ok(MergePlan { rules, modules_to_save: self.targets.modules_to_save.clone(), bias: Bias::None })
+    }
+
     fn install(&mut self, model: &mut Model, attachment: &mut Attachment) -> Result<()> {
         let (modules, model_type) = (model.modules(), model.config.model_type.clone());
         if self.targets.target_modules.is_none() && self.feedforward_modules.is_none() {
             let last = defaults(&model_type).and_then(<[_]>::last);
             self.feedforward_modules = last.map(|name| TargetModules::Names(vec![(*name).to_string()]));
         }
-        let chosen = self.targets.select_linears(&modules, &model_type, defaults)?;
-        let feedforward = match &self.feedforward_modules {
-            None => Vec::new(),
-            Some(TargetModules::Names(names)) if names.is_empty() => Vec::new(),
-            Some(names) => Targeting::from(names.clone()).select(&modules, &model_type, defaults)?,
-        };
-        if let Some(stray) = feedforward.iter().find(|f| !chosen.iter().any(|c| c.path == f.path)) {
-            return Err(Error::config(
-                "adapter",
-                "feedforward_modules",
-                format!("`{}` is not one of target_modules", stray.path),
-            ));
-        }
+        let (chosen, feedforward) = self.select(&modules, &model_type)?;
         self.targets.complete(&modules, &model_type, model.config.conv1d, defaults)?;
         for linear in model.linears_mut() {
-            if !chosen.iter().any(|m| m.path == linear.path) {
+            if !chosen.contains(&linear.path) {
                 continue;
             }
-            let feedforward = feedforward.iter().any(|m| m.path == linear.path);
+            let feedforward = feedforward.contains(&linear.path);
             let shape = if feedforward { [1, linear.in_features] } else { [linear.out_features, 1] };
             let factors = attachment.add(format!("{}.ia3_l", linear.path), &shape, Initial::Constant(1.0));
             linear.adapter = Some(LinearAdapter::Ia3 { factors, feedforward });

@@ -3,12 +3,14 @@
 //! Zaken et al. (arXiv 2106.10199).
 
 use super::attach::Attachment;
+use super::config::Bias;
 use super::io::PREFIX;
+use super::merge::{MergePlan, MergeRule};
 use super::method::Method;
 use super::reader::{Origin, Reader, Settings, common_settings};
 use super::target::Targeting;
 use crate::error::{Error, Result};
-use crate::model::{Model, ModuleKind};
+use crate::model::{Model, ModuleInfo, ModuleKind};
 use crate::param::ParamStore;
 
 /// An LN-tuning adapter's settings, in PEFT's names.
@@ -76,6 +78,12 @@ impl Method for LnTuningConfig {
             }
         }
         attachment.train_whole(model, &self.targets.modules_to_save, |_| false)
+    }
+
+    fn merge_plan(&self, modules: &[ModuleInfo], model_type: &str) -> Result<MergePlan> {
+        let chosen = self.targets.select(modules, model_type, defaults)?;
+        let rules = chosen.into_iter().map(|m| (m.path.clone(), MergeRule::Norm)).collect();
+        Ok(MergePlan { rules, modules_to_save: self.targets.modules_to_save.clone(), bias: Bias::None })
     }
 
     fn key(&self, _params: &ParamStore, name: &str) -> String {

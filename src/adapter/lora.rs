@@ -3,13 +3,14 @@
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, InitLoraWeights, LoraConfig};
 use super::io::PREFIX;
+use super::merge::{MergePlan, MergeRule};
 use super::method::Method;
 use super::reader::Settings;
-use super::target::{lora_defaults, select_targets};
+use super::target::{Target, lora_defaults, select_targets};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, Parameter, Weight};
+use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, ModuleInfo, Parameter, Weight};
 use crate::param::ParamStore;
 
 /// Adds the magnitudes of a layer, which start as the norms of the weight's rows: B is zero.
@@ -116,6 +117,14 @@ impl Method for LoraConfig {
             Bias::All => true,
             Bias::LoraOnly => targets.iter().any(|t| t.path == module),
         })
+    }
+
+    fn merge_plan(&self, modules: &[ModuleInfo], model_type: &str) -> Result<MergePlan> {
+        let (lora_bias, dora) = (self.lora_bias, self.use_dora);
+        let rules = select_targets(self, modules, model_type)?.into_iter();
+        let rule = |Target { path, r, scale }| (path, MergeRule::LowRank { r, scale, lora_bias, dora });
+        let modules_to_save = self.targets.modules_to_save.clone();
+        Ok(MergePlan { rules: rules.map(rule).collect(), modules_to_save, bias: self.bias })
     }
 
     /// The bias of an adapted layer belongs to its `base_layer`.

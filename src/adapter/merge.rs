@@ -1,12 +1,12 @@
 //! Merging an adapter into its base: file to file, a few rows at a time, so that memory holds the adapter
 //! and little else, however large the model.
 //!
-//! `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added.
+//! LoRA: `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added. DoRA: each
+//! output's weights are scaled to its magnitude besides. IA3: outputs or inputs times their factors.
 
-use super::config::{Bias, LoraConfig};
-use super::io::{ADAPTER_FILE, CONFIG_FILE, check_all_used, open_adapter, take};
-use super::reader::{Reader, read_map};
-use super::target::{Target, select_targets};
+use super::config::Bias;
+use super::io::{ADAPTER_FILE, check_all_used, open_adapter, take};
+use super::method::read_adapter;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
@@ -27,12 +27,58 @@ use std::path::Path;
 /// Elements of a weight in memory at a time.
 const BLOCK: usize = 1 << 22;
 
+/// What merging does to one module.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MergeRule {
+    /// `W += scale * B A`, and `bias += scale * lora_B.bias`; with DoRA the rows get their magnitudes.
+    LowRank {
+        /// Rank.
+        r: usize,
+        /// Factor on the change.
+        scale: f64,
+        /// Whether B has a bias.
+        lora_bias: bool,
+        /// Whether there are magnitudes.
+        dora: bool,
+    },
+    /// `W += (lambda_b B) (lambda_d A)` with shared A and B.
+    Vera {
+        /// Rank.
+        r: usize,
+    },
+    /// `W`'s outputs (and the bias), or its inputs, times factors.
+    Ia3 {
+        /// Whether the inputs.
+        feedforward: bool,
+    },
+    /// Values of the adapter in place of the base's.
+    Norm,
+}
+
+/// What merging does to a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MergePlan {
+    /// By module path.
+    pub rules: BTreeMap<String, MergeRule>,
+    /// Modules that the adapter has whole.
+    pub modules_to_save: Vec<String>,
+    /// Biases that the adapter has.
+    pub bias: Bias,
+}
+
 /// A low-rank change of a weight.
 struct LowRank {
     a: Tensor, // f32 [r, in]
     b: Tensor, // f32 [out, r]
     scale: f32,
-    conv1d: bool, // the weight is stored [in, out]
+    conv1d: bool,              // the weight is stored [in, out]
+    factors: Option<Vec<f32>>, // of each output, after the sum: DoRA
+}
+
+/// Factors on a weight's rows or columns as stored.
+struct Factors {
+    values: Vec<f32>,
+    of_rows: bool,
 }
 
 /// What becomes of one tensor of the merged model.
@@ -42,6 +88,7 @@ struct Plan {
     shape: Vec<usize>,
     dtype: DType,
     change: Option<LowRank>,
+    factors: Option<Factors>,
     bias_change: Option<(Tensor, f32)>, // lora_B.bias and the scale
 }
 
@@ -70,7 +117,7 @@ pub fn merge_sharded(
     }
     let backend = Cpu::new(None)?;
     let config = ModelConfig::load(model_dir)?;
-    let lora = read_lora(adapter_dir)?;
+    let method = read_adapter(adapter_dir)?;
     let base = Checkpoint::open(model_dir)?;
     if let Some(name) = base.names().find(|name| bnb::is_quantized(&base, name)) {
         return Err(Error::tensor(
@@ -83,19 +130,18 @@ pub fn merge_sharded(
     }
     let adapter = open_adapter(adapter_dir)?;
     let adapter_file = adapter_dir.join(ADAPTER_FILE);
-    let targets = select_targets(&lora, &stored_modules(&base, &config), &config.model_type)?;
+    let merge = method.merge_plan(&stored_modules(&base, &config), &config.model_type)?;
     let mut planner = Planner {
         backend: &backend,
         config: &config,
-        lora: &lora,
-        targets: targets.into_iter().map(|t| (t.path.clone(), t)).collect(),
+        merge: &merge,
         base: &base,
         adapter: &adapter,
         adapter_file: &adapter_file,
         unused: adapter.names().collect(),
     };
     let (plans, untied) = planner.plan()?;
-    let changed = plans.values().filter(|p| p.change.is_some()).count();
+    let changed = plans.values().filter(|p| p.change.is_some() || p.factors.is_some()).count();
     let temporary = temporary_sibling(output)?;
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
@@ -119,21 +165,10 @@ pub fn merge_sharded(
     Ok(format!("merged {changed} adapted weights into {} tensors", plans.len()))
 }
 
-/// The settings of a LoRA adapter.
-fn read_lora(dir: &Path) -> Result<LoraConfig> {
-    let map = read_map(dir)?;
-    let reader = Reader::new(dir.join(CONFIG_FILE).display().to_string(), &map);
-    match reader.kind()?.as_str() {
-        "LORA" => LoraConfig::read(&reader),
-        other => Err(reader.error("peft_type", format!("`{other}` can't be merged; supported: LORA"))),
-    }
-}
-
 struct Planner<'a> {
     backend: &'a Backend,
     config: &'a ModelConfig,
-    lora: &'a LoraConfig,
-    targets: BTreeMap<String, Target>, // by module path
+    merge: &'a MergePlan,
     base: &'a Checkpoint,
     adapter: &'a Checkpoint,
     adapter_file: &'a Path,
@@ -169,7 +204,8 @@ impl Planner<'_> {
         let embedding = plans.get(&embed).ok_or_else(|| Error::tensor(embed, "missing in the base"))?;
         let (base, embedding_trained) = (embedding.base.clone(), embedding.own.is_some());
         let plan = self.plan_tensor(&head_name(self.config), &base)?;
-        let untied = embedding_trained || plan.own.is_some() || plan.change.is_some();
+        let untied =
+            embedding_trained || plan.own.is_some() || plan.change.is_some() || plan.factors.is_some();
         if untied {
             plans.insert(head_name(self.config), plan);
         }
@@ -192,38 +228,109 @@ impl Planner<'_> {
             shape: shape.clone(),
             dtype,
             change: None,
+            factors: None,
             bias_change: None,
         };
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
         let at = |suffix: &str| format!("base_model.model.{module}.{suffix}");
-        let target = self.targets.get(module).cloned();
+        let rule = self.merge.rules.get(module).cloned();
         if self.is_trained_whole(module, kind, &shape) {
-            let of_target = kind == "bias" && target.is_some();
+            let of_target = kind == "bias" && rule.is_some();
             let key = if of_target { at("base_layer.bias") } else { at(kind) };
             plan.own = Some(self.take(&key, &shape)?);
         }
-        let Some(target) = target else { return Ok(plan) };
-        let scale = target.scale as f32;
-        if kind == "weight" {
-            let conv1d = self.config.conv1d && module != self.config.names.head;
-            let (inputs, outputs) = if conv1d { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
-            let a = self.take(&at("lora_A.weight"), &[target.r, inputs])?;
-            let b = self.take(&at("lora_B.weight"), &[outputs, target.r])?;
-            plan.change = Some(LowRank { a, b, scale, conv1d });
-        }
-        if kind == "bias" && self.lora.lora_bias {
-            plan.bias_change = Some((self.take(&at("lora_B.bias"), &shape)?, scale));
+        let Some(rule) = rule else { return Ok(plan) };
+        let conv1d = self.config.conv1d && module != self.config.names.head;
+        let (inputs, outputs) = match *shape {
+            [i, o] if conv1d => (i, o),
+            [o, i] => (i, o),
+            _ => (shape[0], shape[0]),
+        };
+        match (rule, kind) {
+            (MergeRule::LowRank { r, scale, dora, .. }, "weight") => {
+                let a = self.take(&at("lora_A.weight"), &[r, inputs])?;
+                let b = self.take(&at("lora_B.weight"), &[outputs, r])?;
+                let mut change = LowRank { a, b, scale: scale as f32, conv1d, factors: None };
+                if dora {
+                    let magnitude = self.take(&at("lora_magnitude_vector"), &[outputs])?;
+                    let magnitude = self.backend.to_vec::<f32>(&magnitude)?;
+                    let norms = merged_norms(self.backend, &stored, &change, outputs)?;
+                    change.factors = Some(magnitude.iter().zip(norms).map(|(m, n)| m / n).collect());
+                }
+                plan.change = Some(change);
+            }
+            (MergeRule::LowRank { scale, lora_bias: true, .. }, "bias") => {
+                plan.bias_change = Some((self.take(&at("lora_B.bias"), &shape)?, scale as f32));
+            }
+            (MergeRule::Vera { r }, "weight") => {
+                let (a, b) = self.vera(&at("vera_lambda_d"), &at("vera_lambda_b"), r, inputs, outputs)?;
+                plan.change = Some(LowRank { a, b, scale: 1.0, conv1d, factors: None });
+            }
+            (MergeRule::Ia3 { feedforward }, "weight") => {
+                let shape = if feedforward { [1, inputs] } else { [outputs, 1] };
+                let values = self.take(&at("ia3_l"), &shape)?;
+                let values = self.backend.to_vec(&values)?;
+                plan.factors = Some(Factors { values, of_rows: feedforward == conv1d });
+            }
+            (MergeRule::Ia3 { feedforward: false }, "bias") => {
+                let values = self.take_again(&at("ia3_l"))?;
+                plan.factors = Some(Factors { values, of_rows: false });
+            }
+            (MergeRule::Norm, _) => {
+                plan.own = Some(self.take(&at(&format!("ln_tuning_layers.{kind}")), &shape)?)
+            }
+            _ => {}
         }
         Ok(plan)
     }
 
+    /// A tensor that another plan takes too.
+    fn take_again(&self, key: &str) -> Result<Vec<f32>> {
+        self.backend.to_f32(&self.adapter.tensor(key)?)
+    }
+
+    /// VeRA's shared matrices, their parts for a layer times its factors.
+    fn vera(
+        &mut self,
+        d: &str,
+        b: &str,
+        r: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let (d, b) = (self.take(d, &[r])?, self.take(b, &[outputs])?);
+        let (d, b) = (self.backend.to_vec::<f32>(&d)?, self.backend.to_vec::<f32>(&b)?);
+        let shared = |key: &str| self.adapter.tensor(key);
+        let (down, up) = (shared("base_model.vera_A")?, shared("base_model.vera_B")?);
+        if down.shape().len() != 2
+            || down.rows() != r
+            || down.cols() < inputs
+            || up.cols() != r
+            || up.rows() < outputs
+        {
+            return Err(Error::tensor(
+                "base_model.vera_A",
+                "is too small for this base model or of another rank",
+            ));
+        }
+        let (wide, all) = (down.cols(), self.backend.to_f32(&down)?);
+        let rows = all.chunks(wide).zip(&d);
+        let a: Vec<f32> = rows.flat_map(|(row, d)| row[..inputs].iter().map(move |x| x * d)).collect();
+        let all = self.backend.to_f32(&up.slice(0..outputs)?)?;
+        let rows = all.chunks(r).zip(&b);
+        let b: Vec<f32> = rows.flat_map(|(row, b)| row.iter().map(move |x| x * b)).collect();
+        self.unused.remove("base_model.vera_A");
+        self.unused.remove("base_model.vera_B");
+        Ok((self.backend.from_slice(&a, &[r, inputs])?, self.backend.from_slice(&b, &[outputs, r])?))
+    }
+
     /// Whether the settings say that the adapter has this parameter of the base.
     fn is_trained_whole(&self, module: &str, kind: &str, shape: &[usize]) -> bool {
-        let kept = self.lora.targets.modules_to_save.iter().any(|name| module.ends_with(name.as_str()));
-        let by_bias = match self.lora.bias {
+        let kept = self.merge.modules_to_save.iter().any(|name| module.ends_with(name.as_str()));
+        let by_bias = match self.merge.bias {
             Bias::None => false,
             Bias::All => true,
-            Bias::LoraOnly => self.targets.contains_key(module),
+            Bias::LoraOnly => self.merge.rules.contains_key(module),
         };
         // GPT-2's old files hold masks of four dimensions by the name `bias`.
         (kept && kind == "weight") || (kind == "bias" && shape.len() == 1 && (kept || by_bias))
@@ -261,25 +368,27 @@ fn merged_block(
 ) -> Result<Vec<u8>> {
     let mut bytes = vec![0; block.elements() * plan.dtype.size()];
     let delta = match (&plan.change, &plan.bias_change) {
-        (Some(change), _) => {
-            let mut delta = backend.empty(block.shape(), DType::F32)?;
-            let b_rows;
-            let term = if change.conv1d {
-                // Rows of [in, out] are columns of A.
-                b_rows = columns(backend, &change.a, rows)?;
-                GemmTerm { a: Matrix::transposed(&b_rows), b: Matrix::transposed(&change.b) }
-            } else {
-                b_rows = change.b.slice(rows)?;
-                GemmTerm { a: Matrix::plain(&b_rows), b: Matrix::plain(&change.a) }
-            };
-            backend.gemm(&mut delta, &Gemm { scale: change.scale, ..Gemm::new(&[term]) })?;
-            Some(backend.to_vec::<f32>(&delta)?)
-        }
+        (Some(change), _) => Some(change_of_block(change, block, rows.clone(), backend)?),
         (None, Some((bias, scale))) => {
             Some(backend.to_vec::<f32>(bias)?.into_iter().map(|x| x * scale).collect())
         }
         (None, None) => None,
     };
+    if let Some(factors) = block_factors(plan, &rows) {
+        let mut values = backend.to_f32(block)?;
+        if let Some(delta) = &delta {
+            values.iter_mut().zip(delta).for_each(|(w, d)| *w += d);
+        }
+        let cols = block.elements() / rows.len().max(1);
+        for (row, values) in values.chunks_mut(cols).enumerate() {
+            for (col, w) in values.iter_mut().enumerate() {
+                *w *= factors.values[if factors.of_rows { row } else { col }];
+            }
+        }
+        let merged = backend.from_slice(&values, &[values.len()])?;
+        backend.download(&backend.to_dtype(&merged, plan.dtype)?, &mut bytes)?;
+        return Ok(bytes);
+    }
     let Some(delta) = delta else {
         backend.download(&backend.to_dtype(block, plan.dtype)?, &mut bytes)?;
         return Ok(bytes);
@@ -304,6 +413,56 @@ fn merged_block(
         }
     }
     Ok(bytes)
+}
+
+/// The factors on a block's rows or columns, if there are any.
+fn block_factors(plan: &Plan, rows: &std::ops::Range<usize>) -> Option<Factors> {
+    let (values, of_rows) = match (&plan.factors, &plan.change) {
+        (Some(factors), _) => (&factors.values, factors.of_rows),
+        (None, Some(LowRank { factors: Some(values), conv1d, .. })) => (values, !conv1d),
+        _ => return None,
+    };
+    let values = if of_rows { values[rows.clone()].to_vec() } else { values.clone() };
+    Some(Factors { values, of_rows })
+}
+
+/// The low-rank change of a block of rows as stored.
+fn change_of_block(
+    change: &LowRank,
+    block: &Tensor,
+    rows: std::ops::Range<usize>,
+    backend: &Backend,
+) -> Result<Vec<f32>> {
+    let mut delta = backend.empty(block.shape(), DType::F32)?;
+    let part;
+    let term = if change.conv1d {
+        // Rows of [in, out] are columns of A.
+        part = columns(backend, &change.a, rows)?;
+        GemmTerm { a: Matrix::transposed(&part), b: Matrix::transposed(&change.b) }
+    } else {
+        part = change.b.slice(rows)?;
+        GemmTerm { a: Matrix::plain(&part), b: Matrix::plain(&change.a) }
+    };
+    backend.gemm(&mut delta, &Gemm { scale: change.scale, ..Gemm::new(&[term]) })?;
+    backend.to_vec(&delta)
+}
+
+/// The norm of each output's weights with the change.
+fn merged_norms(backend: &Backend, stored: &Tensor, change: &LowRank, outputs: usize) -> Result<Vec<f32>> {
+    let (all, cols) = (stored.rows(), stored.cols());
+    let mut squares = vec![0f64; outputs];
+    let per_block = (BLOCK / cols.max(1)).clamp(1, all.max(1));
+    for first in (0..all).step_by(per_block) {
+        let rows = first..(first + per_block).min(all);
+        let block = stored.slice(rows.clone())?;
+        let delta = change_of_block(change, &block, rows, backend)?;
+        for (i, (w, d)) in backend.to_f32(&block)?.iter().zip(delta).enumerate() {
+            let output = if change.conv1d { i % cols } else { first + i / cols };
+            squares[output] += f64::from(w + d).powi(2);
+        }
+        block.release_pages();
+    }
+    Ok(squares.into_iter().map(|x| x.sqrt() as f32).collect())
 }
 
 /// A column range of a matrix as a matrix of its own.

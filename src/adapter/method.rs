@@ -6,12 +6,13 @@ use super::full::Full;
 use super::ia3::Ia3Config;
 use super::io::{ADAPTER_FILE, CONFIG_FILE, load_params, write_params};
 use super::ln_tuning::LnTuningConfig;
+use super::merge::MergePlan;
 use super::prompt::PromptLearningConfig;
 use super::reader::{Reader, Settings, read_map, to_json};
 use super::vera::VeraConfig;
 use crate::error::{Error, Result};
 use crate::fs::write_atomic_bytes;
-use crate::model::Model;
+use crate::model::{Model, ModuleInfo};
 use crate::param::ParamStore;
 use serde_json::{Map, Value};
 use std::fmt::Debug;
@@ -34,6 +35,17 @@ pub trait Method: Debug + Send + Sync {
 
     /// The name in the file of the parameter `name`.
     fn key(&self, params: &ParamStore, name: &str) -> String;
+
+    /// What merging the adapter into a base with these modules does.
+    ///
+    /// # Errors
+    /// When no weight of the base can hold what the method does.
+    fn merge_plan(&self, _modules: &[ModuleInfo], _model_type: &str) -> Result<MergePlan> {
+        Err(Error::Unsupported(format!(
+            "an adapter of the method `{}` can't be merged: no weight of the base can hold it; use it with --adapter",
+            self.name()
+        )))
+    }
 
     /// Puts the method on a base model.
     ///

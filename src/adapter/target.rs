@@ -211,7 +211,7 @@ pub struct Target {
 pub fn lora_defaults(model_type: &str) -> Option<&'static [&'static str]> {
     Some(match model_type {
         "gpt2" => &["c_attn"],
-        "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "gemma2" | "glm" | "glm4" => {
+        "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "gemma2" | "gemma3_text" | "glm" | "glm4" => {
             &["q_proj", "v_proj"]
         }
         "chatglm" => &["query_key_value"],

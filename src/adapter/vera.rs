@@ -6,6 +6,7 @@
 use super::attach::{Attachment, Initial};
 use super::config::Bias;
 use super::io::{ADAPTER_FILE, PREFIX, check_all_used, open_adapter, streamed_f32, take};
+use super::merge::{MergePlan, MergeRule};
 use super::method::{Method, save_settings};
 use super::reader::{Origin, Reader, Settings, common_settings};
 use super::target::{Targeting, lora_defaults};
@@ -13,12 +14,13 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::save::write_streamed;
-use crate::model::{Factored, Linear, LinearAdapter, Model, Parameter, Weight};
+use crate::model::{Factored, Linear, LinearAdapter, Model, ModuleInfo, Parameter, Weight};
 use crate::param::ParamStore;
 use crate::rng::{Philox, PhiloxKey, Stream};
 use crate::tensor::Tensor;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 /// A VeRA adapter's settings, in PEFT's names.
@@ -133,8 +135,7 @@ impl Method for VeraConfig {
         let (modules, model_type) = (model.modules(), model.config.model_type.clone());
         let chosen = self.targets.select_linears(&modules, &model_type, lora_defaults)?;
         self.targets.complete(&modules, &model_type, model.config.conv1d, lora_defaults)?;
-        let largest =
-            |f: fn(&crate::model::ModuleInfo) -> usize| chosen.iter().map(|m| f(m)).max().unwrap_or(0);
+        let largest = |f: fn(&ModuleInfo) -> usize| chosen.iter().map(|m| f(m)).max().unwrap_or(0);
         let shapes = [[self.r, largest(|m| m.in_features)], [largest(|m| m.out_features), self.r]];
         let projections = match self.projections.take() {
             Some(read) => read,
@@ -153,8 +154,8 @@ impl Method for VeraConfig {
         let mut parts: BTreeMap<(usize, usize), [Weight; 2]> = BTreeMap::new();
         for module in &chosen {
             let key = (module.in_features, module.out_features);
-            if !parts.contains_key(&key) {
-                parts.insert(key, sliced(model, &projections, key.0, key.1)?);
+            if let Entry::Vacant(entry) = parts.entry(key) {
+                entry.insert(sliced(model, &projections, key.0, key.1)?);
             }
         }
         let mut stream = 0;
@@ -184,6 +185,12 @@ impl Method for VeraConfig {
             Bias::All => true,
             Bias::LoraOnly => chosen.iter().any(|m| m.path == module),
         })
+    }
+
+    fn merge_plan(&self, modules: &[ModuleInfo], model_type: &str) -> Result<MergePlan> {
+        let chosen = self.targets.select_linears(modules, model_type, lora_defaults)?;
+        let rules = chosen.into_iter().map(|m| (m.path.clone(), MergeRule::Vera { r: self.r })).collect();
+        Ok(MergePlan { rules, modules_to_save: self.targets.modules_to_save.clone(), bias: self.bias })
     }
 
     fn key(&self, params: &ParamStore, name: &str) -> String {

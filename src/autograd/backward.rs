@@ -140,8 +140,8 @@ impl<'m> Tape<'m> {
                 let saved = ops::linear::Saved { x, weight, conv1d, bias, lora, dora, dropout: self.dropout };
                 ops::linear::backward(gradients, inputs, dy, &saved)
             }
-            Op::Norm { x, stats, weight, bias, layer_norm } => {
-                ops::norm::backward(gradients, inputs, &dy, &x, &stats, &weight, bias, layer_norm)
+            Op::Norm { x, stats, weight, bias, layer_norm, plus_one } => {
+                ops::norm::backward(gradients, inputs, &dy, &x, &stats, &weight, bias, layer_norm, plus_one)
             }
             Op::Rope { table, positions, shape } => {
                 ops::rope::backward(gradients, inputs, dy, &table, &positions, shape)

@@ -67,7 +67,7 @@ pub enum Op {
         conv1d: bool,
         bias: Option<ParamId>,
         lora: Option<(Lora, Tensor)>, // with scale * A dropout(x), [n, r]
-        dora: Option<DoraSaved>,
+        dora: Option<Box<DoraSaved>>,
     },
     /// Columns times trained factors.
     ScaleColumns { x: Tensor, factors: ParamId },
@@ -84,7 +84,14 @@ pub enum Op {
     /// A value under a mask.
     Dropout { p: f32, key: PhiloxKey, first_row: usize },
     /// RMSNorm or LayerNorm over groups of the weight's length.
-    Norm { x: Tensor, stats: Tensor, weight: Parameter, bias: Option<ParamId>, layer_norm: bool },
+    Norm {
+        x: Tensor,
+        stats: Tensor,
+        weight: Parameter,
+        bias: Option<ParamId>,
+        layer_norm: bool,
+        plus_one: bool,
+    },
     /// Rotary embedding, in place.
     Rope { table: Tensor, positions: Tensor, shape: RopeShape },
     /// Causal attention; inputs are queries, keys, values.
@@ -136,6 +143,8 @@ pub struct AttentionHeads {
     pub n_kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
 }
 
 /// One recorded operation.

@@ -145,6 +145,10 @@ pub struct AttentionShape<'a> {
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
+    /// Keys that a query sees at most, its own among them; `None`: all before it.
+    pub window: Option<usize>,
+    /// Scores become `cap tanh(score / cap)`.
+    pub softcap: Option<f32>,
     /// The packed sequences.
     pub sequences: &'a [Sequence],
 }
@@ -449,6 +453,12 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         targets: &Tensor,
         grad_scale: f32,
     ) -> Result<()>;
+
+    /// `x = cap * tanh(x / cap)`; f32. Caps logits.
+    fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()>;
+
+    /// `dx *= 1 - (y / cap)^2`, with `y` (f32) what [`Kernels::softcap`] gave.
+    fn softcap_backward(&self, dx: &mut Tensor, y: &Tensor, cap: f32) -> Result<()>;
 
     /// Sum of the squares of an f32 tensor: 16 lanes within fixed blocks of 4096, blocks added in f64,
     /// ascending. Not finite if any element is not. Waits.

@@ -117,8 +117,22 @@ pub struct ModelConfig {
     /// Linear weights are stored `[in, out]` (GPT-2's Conv1D).
     pub conv1d: bool,
     pub tie_word_embeddings: bool,
-    /// Keys further back than this are not seen; longer sequences are refused.
+    /// Keys that a token of a sliding layer sees at most, its own among them.
     pub sliding_window: Option<usize>,
+    /// Whether a layer has the window; layers beyond the list do.
+    pub sliding_layers: Vec<bool>,
+    /// Rotary embedding of sliding layers, where it differs.
+    pub local_rope: Option<RopeConfig>,
+    /// Factor on attention's scores; `None`: `1 / sqrt(head_dim)`.
+    pub attention_scale: Option<f32>,
+    /// Bound of attention's scores.
+    pub attn_logit_softcapping: Option<f32>,
+    /// Bound of the logits.
+    pub final_logit_softcapping: Option<f32>,
+    /// Factor on token embeddings.
+    pub embed_scale: Option<f32>,
+    /// A norm's factor is 1 plus its weight.
+    pub norm_plus_one: bool,
     pub eos_token_id: Vec<u32>,
     pub bos_token_id: Option<u32>,
     /// Module paths.
@@ -126,8 +140,21 @@ pub struct ModelConfig {
 }
 
 /// The values of `model_type` that are known.
-pub const FAMILIES: [&str; 10] =
-    ["chatglm", "glm", "glm4", "gpt2", "llama", "mistral", "phi3", "qwen", "qwen2", "qwen3"];
+pub const FAMILIES: [&str; 13] = [
+    "chatglm",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "gpt2",
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen",
+    "qwen2",
+    "qwen3",
+];
 
 impl ModelConfig {
     /// Reads `config.json` of a model folder.
@@ -159,6 +186,9 @@ impl ModelConfig {
             "glm" => super::glm::glm(&keys)?,
             "glm4" => super::glm::glm4(&keys)?,
             "chatglm" => super::glm::chatglm(&keys)?,
+            "gemma" => super::gemma::gemma(&keys)?,
+            "gemma2" => super::gemma::gemma2(&keys)?,
+            "gemma3_text" => super::gemma::gemma3(&keys)?,
             "phi3" => super::phi3::config(&keys)?,
             "qwen" => super::qwen::qwen(&keys)?,
             other => {
@@ -175,7 +205,12 @@ impl ModelConfig {
 
     /// The longest sequence the model can see.
     pub fn max_sequence(&self) -> usize {
-        self.sliding_window.map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings))
+        self.max_position_embeddings
+    }
+
+    /// The window of a layer's attention.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.sliding_layers.get(layer).copied().unwrap_or(true))
     }
 
     fn check(&self, keys: &Keys<'_>) -> Result<()> {
@@ -188,6 +223,7 @@ impl ModelConfig {
             ("head_dim", self.head_dim),
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
         ] {
             if value == 0 || value > 1 << 24 {
                 return Err(
@@ -234,6 +270,26 @@ pub struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
+    /// Which layers slide by `layer_types`, else by `default` from the layer's number.
+    ///
+    /// # Errors
+    /// When a type is not known or there are not as many as layers.
+    pub fn sliding_layers(&self, layers: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+        let Some(value) = self.get("layer_types") else { return Ok((0..layers).map(default).collect()) };
+        let sliding = |v: &Value| match v.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(self.error(
+                "layer_types",
+                format!("{v} is not supported; supported: sliding_attention, full_attention"),
+            )),
+        };
+        match value.as_array() {
+            Some(list) if list.len() == layers => list.iter().map(sliding).collect(),
+            _ => Err(self.error("layer_types", format!("expected a list of {layers} types"))),
+        }
+    }
+
     /// An error about `key`.
     pub fn error(&self, key: &str, message: impl Into<String>) -> Error {
         Error::config(self.path.display(), key, message)
@@ -242,6 +298,11 @@ impl<'a> Keys<'a> {
     /// The value of `key`; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Whether the key is there, even if null.
+    pub fn contains(&self, key: &str) -> bool {
+        self.map.contains_key(key)
     }
 
     /// The keys of the object under `key`.

@@ -100,7 +100,7 @@ pub struct Model {
     pub gradient_checkpointing: usize,
     /// Trained virtual tokens.
     pub prompt: Option<Prompt>,
-    pub(super) rope_table: Mutex<Option<Tensor>>, // f32 [positions, rotary_dim]
+    pub(super) rope_tables: [Mutex<Option<Tensor>>; 2], // f32 [positions, rotary_dim]: of all layers, of local ones
 }
 
 impl Model {

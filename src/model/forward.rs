@@ -3,6 +3,7 @@
 use super::batch::{Batch, DeviceBatch};
 use super::decoder::{Layer, Mlp, Model, Qkv};
 use super::prompt::{Encoded, PromptPlace};
+use super::rope::RopeConfig;
 use crate::autograd::tape::AttentionHeads;
 use crate::autograd::{Dropout, Replay, Tape, Var};
 use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix, RopeShape};
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// Keys and values of the tokens so far, for generation: per layer `[capacity, kv_heads * head_dim]`.
 #[derive(Debug)]
@@ -43,6 +45,7 @@ struct Pass<'a> {
     input: DeviceBatch,
     targets: Vec<i32>,
     rope: Option<Tensor>,
+    local_rope: Option<Tensor>,
     prompt: Option<PassPrompt>,
 }
 
@@ -64,7 +67,13 @@ impl Model {
         let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
         let pass = self.pass(batch, 0, encoded.as_ref())?;
         let hidden = pass.hidden(&mut tape, None)?;
-        let loss = tape.linear_cross_entropy(&hidden, &self.head, &pass.targets, grad_scale)?;
+        let loss = tape.linear_cross_entropy(
+            &hidden,
+            &self.head,
+            &pass.targets,
+            self.config.final_logit_softcapping,
+            grad_scale,
+        )?;
         drop(hidden);
         if let Some(from) = loss.id {
             tape.backward(from, None, None, &pass)?;
@@ -82,7 +91,15 @@ impl Model {
         let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
         let pass = self.pass(batch, 0, encoded.as_ref())?;
         let hidden = pass.hidden(&mut tape, None)?;
-        Ok(tape.linear_cross_entropy(&hidden, &self.head, &pass.targets, 1.0)?.losses)
+        Ok(tape
+            .linear_cross_entropy(
+                &hidden,
+                &self.head,
+                &pass.targets,
+                self.config.final_logit_softcapping,
+                1.0,
+            )?
+            .losses)
     }
 
     /// Logits of every token: f32 `[tokens, vocab_size]`.
@@ -206,6 +223,9 @@ impl Model {
         let mut logits = self.backend.empty(&[hidden.rows(), self.config.vocab_size], DType::F32)?;
         let terms = [GemmTerm { a: Matrix::plain(hidden), b: weight.forward(false) }];
         self.backend.gemm(&mut logits, &Gemm::new(&terms))?;
+        if let Some(cap) = self.config.final_logit_softcapping {
+            self.backend.softcap(&mut logits, cap)?;
+        }
         Ok(logits)
     }
 
@@ -234,14 +254,21 @@ impl Model {
             _ => (Cow::Borrowed(batch), virtual_tokens),
         };
         let input = DeviceBatch::new(&self.backend, &batch, self.config.vocab_size, cached, prefix)?;
-        let rope = self.rope_table(input.max_position + 1)?;
-        Ok(Pass { model: self, input, targets: batch.targets.clone(), rope, prompt })
+        let positions = input.max_position + 1;
+        let rope = self.rope_table(&self.rope_tables[0], self.config.rope.as_ref(), positions)?;
+        let local_rope = self.rope_table(&self.rope_tables[1], self.config.local_rope.as_ref(), positions)?;
+        Ok(Pass { model: self, input, targets: batch.targets.clone(), rope, local_rope, prompt })
     }
 
     /// The rotary table for at least `positions` positions, kept for the next pass.
-    fn rope_table(&self, positions: usize) -> Result<Option<Tensor>> {
-        let Some(rope) = &self.config.rope else { return Ok(None) };
-        let mut kept = self.rope_table.lock().expect("the table's lock is never held across a panic");
+    fn rope_table(
+        &self,
+        kept: &Mutex<Option<Tensor>>,
+        rope: Option<&RopeConfig>,
+        positions: usize,
+    ) -> Result<Option<Tensor>> {
+        let Some(rope) = rope else { return Ok(None) };
+        let mut kept = kept.lock().expect("the table's lock is never held across a panic");
         if kept.as_ref().is_none_or(|t| t.rows() < positions) {
             let rows = positions.next_power_of_two().max(256);
             *kept = Some(self.backend.from_slice(&rope.table(rows), &[rows, rope.rotary_dim])?);
@@ -255,6 +282,11 @@ impl Pass<'_> {
     fn hidden(&self, tape: &mut Tape<'_>, mut cache: Option<&mut KvCache>) -> Result<Var> {
         let model = self.model;
         let mut x = tape.embedding(&model.embed.weight, &self.input.ids)?;
+        if let Some(scale) = model.config.embed_scale {
+            // As transformers: the factor is rounded to the activations' type.
+            let scale = if tape.dtype == DType::BF16 { half::bf16::from_f32(scale).to_f32() } else { scale };
+            x = tape.scale(&x, scale)?;
+        }
         if let Some(p) = self.prompt.as_ref().filter(|p| p.place == PromptPlace::Embeddings) {
             x = tape.prompt(&x, &p.values, p.grads.as_ref(), &self.input.sequences)?;
         }
@@ -353,7 +385,12 @@ impl Pass<'_> {
             q = tape.norm(&q, q_norm)?;
             k = tape.norm(&k, k_norm)?;
         }
-        if let (Some(rope), Some(table)) = (&config.rope, &self.rope) {
+        let window = config.window(number);
+        let (rope, table) = match (&config.local_rope, &self.local_rope) {
+            (Some(rope), Some(table)) if window.is_some() => (Some(rope), Some(table)),
+            _ => (config.rope.as_ref(), self.rope.as_ref()),
+        };
+        if let (Some(rope), Some(table)) = (rope, table) {
             let shape = |n_heads| RopeShape {
                 n_heads,
                 head_dim,
@@ -377,8 +414,9 @@ impl Pass<'_> {
             k = tape.prefix(&k, &p.values, grads, start, &self.input.sequences)?;
             v = tape.prefix(&v, &p.values, grads, start + cols, &self.input.sequences)?;
         }
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let heads = AttentionHeads { n_heads, n_kv_heads, head_dim, scale };
+        let scale = config.attention_scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+        let softcap = config.attn_logit_softcapping;
+        let heads = AttentionHeads { n_heads, n_kv_heads, head_dim, scale, window, softcap };
         tape.attention(&q, &k, &v, heads, &self.input.sequences)
     }
 }

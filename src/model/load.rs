@@ -155,7 +155,7 @@ impl Builder<'_> {
             head,
             gradient_checkpointing: 0,
             prompt: None,
-            rope_table: Mutex::new(None),
+            rope_tables: [Mutex::new(None), Mutex::new(None)],
             config: self.config,
         })
     }
@@ -289,6 +289,7 @@ impl Builder<'_> {
             bias,
             eps: self.config.norm_eps,
             layer_norm: self.config.layer_norm,
+            plus_one: self.config.norm_plus_one,
         })
     }
 

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod forward;
+pub mod gemma;
 pub mod glm;
 pub mod gpt2;
 pub mod llama;

@@ -1,6 +1,7 @@
 //! The parts that decoders are made of, and their parameters: frozen or trainable.
 
-use crate::backend::Matrix;
+use crate::backend::{Backend, Matrix};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::param::{ParamId, ParamStore};
 use crate::quant::Quantized;
@@ -220,6 +221,35 @@ pub struct Norm {
     pub eps: f32,
     /// LayerNorm (mean and variance) instead of RMSNorm.
     pub layer_norm: bool,
+    /// The factor is 1 plus the weight.
+    pub plus_one: bool,
+}
+
+impl Norm {
+    /// The factors of the columns, `[cols]`.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn factors(&self, params: &ParamStore, backend: &Backend) -> Result<Tensor> {
+        factors(&self.weight, self.plus_one, params, backend)
+    }
+}
+
+/// A norm's weight as the factors of the columns, `[cols]`.
+pub(crate) fn factors(
+    weight: &Parameter,
+    plus_one: bool,
+    params: &ParamStore,
+    backend: &Backend,
+) -> Result<Tensor> {
+    let weight = weight.tensor(params)?;
+    if !plus_one {
+        return Ok(weight);
+    }
+    let mut factors = backend.empty(weight.shape(), DType::F32)?;
+    backend.fill(&mut factors, 1.0)?;
+    backend.add_assign(&mut factors, &backend.to_dtype(&weight, DType::F32)?)?;
+    Ok(factors)
 }
 
 /// A table of row vectors.

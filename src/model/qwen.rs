@@ -68,6 +68,13 @@ pub fn qwen(keys: &Keys<'_>) -> Result<ModelConfig> {
         conv1d: false,
         tie_word_embeddings: keys.bool_or("tie_word_embeddings", false)?,
         sliding_window: None,
+        sliding_layers: Vec::new(),
+        local_rope: None,
+        attention_scale: None,
+        attn_logit_softcapping: None,
+        final_logit_softcapping: None,
+        embed_scale: None,
+        norm_plus_one: false,
         eos_token_id: keys.token_ids("eos_token_id")?,
         bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
         names: QWEN_NAMES,
@@ -106,6 +113,8 @@ pub fn qwen3(keys: &Keys<'_>) -> Result<ModelConfig> {
 fn sliding_window(keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
     if keys.bool_or("use_sliding_window", false)? {
         config.sliding_window = keys.usize_opt("sliding_window")?;
+        let full = keys.usize_opt("max_window_layers")?.unwrap_or(28);
+        config.sliding_layers = keys.sliding_layers(config.num_hidden_layers, |layer| layer >= full)?;
     }
     Ok(())
 }

@@ -15,6 +15,8 @@ impl AttentionHeads {
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
             scale: self.scale,
+            window: self.window,
+            softcap: self.softcap,
             sequences,
         }
     }

@@ -27,7 +27,7 @@ pub struct Loss {
 
 impl Tape<'_> {
     /// Cross-entropies of `x head^T` (`x`: `[tokens, hidden]`) against `targets`, leaving out
-    /// [`IGNORE_INDEX`]; the gradient is that of `grad_scale` times their sum.
+    /// [`IGNORE_INDEX`]; logits are soft-capped if so asked; the gradient is that of `grad_scale` times their sum.
     ///
     /// # Errors
     /// When a target is outside the vocabulary or shapes do not fit.
@@ -36,6 +36,7 @@ impl Tape<'_> {
         x: &Var,
         head: &Linear,
         targets: &[i32],
+        softcap: Option<f32>,
         grad_scale: f32,
     ) -> Result<Loss> {
         if let Some(bad) =
@@ -78,6 +79,9 @@ impl Tape<'_> {
             let mut dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
             let forward = [GemmTerm { a: Matrix::plain(&part), b: weight.forward(false) }];
             backend.gemm(&mut logits, &Gemm::new(&forward))?;
+            if let Some(cap) = softcap {
+                backend.softcap(&mut logits, cap)?;
+            }
             backend.cross_entropy(
                 &mut losses.slice(range.clone())?,
                 dlogits.as_mut(),
@@ -85,7 +89,10 @@ impl Tape<'_> {
                 &targets_of(range.clone())?,
                 grad_scale,
             )?;
-            let Some(dlogits) = dlogits else { continue };
+            let Some(mut dlogits) = dlogits else { continue };
+            if let Some(cap) = softcap {
+                backend.softcap_backward(&mut dlogits, &logits, cap)?;
+            }
             if let Some(dx) = &dx {
                 let terms = [GemmTerm { a: Matrix::plain(&dlogits), b: weight.backward(false) }];
                 backend.gemm(&mut dx.slice(range)?, &Gemm::new(&terms))?;

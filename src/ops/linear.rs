@@ -21,7 +21,7 @@ pub(crate) struct Saved {
     pub conv1d: bool,
     pub bias: Option<ParamId>,
     pub lora: Option<(Lora, Tensor)>,
-    pub dora: Option<DoraSaved>,
+    pub dora: Option<Box<DoraSaved>>,
     pub dropout: Option<Dropout>,
 }
 
@@ -152,7 +152,7 @@ impl Tape<'_> {
             None => Ok(self.record_linear(x, layer, y, h, None)),
             Some(parts) => {
                 let (y, saved) = dora::forward(&self.backend, self.params, layer, parts, y)?;
-                Ok(self.record_linear(x, layer, y, h, Some(saved)))
+                Ok(self.record_linear(x, layer, y, h, Some(Box::new(saved))))
             }
         }
     }
@@ -188,7 +188,7 @@ impl Tape<'_> {
         layer: &Linear,
         y: Tensor,
         h: Option<Tensor>,
-        dora: Option<DoraSaved>,
+        dora: Option<Box<DoraSaved>>,
     ) -> Var {
         let bias = layer.bias.as_ref().and_then(Parameter::id);
         let trains_weight = layer.weight.id().is_some();

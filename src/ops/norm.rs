@@ -3,6 +3,7 @@
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::model::module::factors;
 use crate::model::{Norm, Parameter};
 use crate::param::ParamId;
 use crate::tensor::Tensor;
@@ -13,7 +14,7 @@ impl Tape<'_> {
     /// # Errors
     /// When the weight's length does not divide the columns.
     pub fn norm(&mut self, x: &Var, norm: &Norm) -> Result<Var> {
-        let weight = norm.weight.tensor(self.params)?;
+        let weight = norm.factors(self.params, &self.backend)?;
         let group = weight.elements();
         let groups = x.tensor.elements() / group;
         let rows = x.tensor.reshape(&[groups, group])?;
@@ -37,6 +38,7 @@ impl Tape<'_> {
             weight: norm.weight.clone(),
             bias,
             layer_norm: norm.layer_norm,
+            plus_one: norm.plus_one,
         }))
     }
 }
@@ -51,9 +53,10 @@ pub(crate) fn backward(
     weight: &Parameter,
     bias: Option<ParamId>,
     layer_norm: bool,
+    plus_one: bool,
 ) -> Result<()> {
     let (backend, params) = (g.backend.clone(), g.params);
-    let values = weight.tensor(params)?;
+    let values = factors(weight, plus_one, params, &backend)?;
     let mut dweight = weight.id().map(|id| params.grad(id)).transpose()?;
     let mut dbias = bias.map(|id| params.grad(id)).transpose()?;
     let grouped_dy = dy.reshape(x.shape())?;

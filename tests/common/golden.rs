@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
 /// Families with a base model.
-pub const FAMILIES: [&str; 11] = [
+pub const FAMILIES: [&str; 17] = [
     "gpt2",
     "llama",
     "llama_bias",
@@ -17,6 +17,12 @@ pub const FAMILIES: [&str; 11] = [
     "glm",
     "glm4",
     "phi3",
+    "mistral_window",
+    "llama_yarn",
+    "llama_linear",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
 ];
 
 /// The folder of golden files.

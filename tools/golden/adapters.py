@@ -39,6 +39,8 @@ def variants(name: str) -> dict[str, dict]:
         "bias_all": {**PLAIN, "bias": "all"},
         "bias_lora_only": {**PLAIN, "bias": "lora_only"},
     }
+    if name == "gemma3_text":
+        return {"all_linear": {**PLAIN, "target_modules": "all-linear"}}
     if name.startswith("llama_"):
         return {"plain": PLAIN}
     if name == "qwen2":

@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     Glm4Config,
     GlmConfig,
     GPT2Config,
@@ -60,9 +63,27 @@ MODELS = {
     "qwen3": Qwen3Config(**COMMON, head_dim=12),
     "glm": GlmConfig(**COMMON, head_dim=8, pad_token_id=0),
     "glm4": Glm4Config(**COMMON, head_dim=8, pad_token_id=0),
+    # Windows of 5 are shorter than both sequences.
+    "mistral_window": MistralConfig(**COMMON, head_dim=16, sliding_window=5),
+    "llama_yarn": LlamaConfig(
+        **{**COMMON, **LONG},
+        rope_parameters=dict(rope_theta=10000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
+    ),
+    "llama_linear": LlamaConfig(
+        **{**COMMON, **LONG}, rope_parameters=dict(rope_theta=10000.0, rope_type="linear", factor=2.5)
+    ),
+    "gemma": GemmaConfig(**{**COMMON, "tie_word_embeddings": True}, head_dim=8),
+    "gemma2": Gemma2Config(
+        **{**COMMON, "tie_word_embeddings": True}, head_dim=8, sliding_window=5, query_pre_attn_scalar=16,
+        attn_logit_softcapping=3.0, final_logit_softcapping=4.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **{**COMMON, "tie_word_embeddings": True, "num_hidden_layers": 3}, head_dim=8, sliding_window=5,
+        query_pre_attn_scalar=16, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
     "phi3": Phi3Config(**COMMON, pad_token_id=0),
 }
-FULL_GRADIENTS = ("gpt2", "llama", "qwen3", "glm4")  # every parameter's gradient is stored
+FULL_GRADIENTS = ("gpt2", "llama", "qwen3", "glm4", "gemma2", "gemma3_text")  # every parameter's gradient is stored
 SHARDED = ("mistral",)  # saved in several files with an index
 
 
@@ -81,7 +102,9 @@ def randomise(model: PreTrainedModel, stream: torch.Generator) -> None:
             elif name.endswith("bias"):
                 parameter.copy_(0.2 * noise)
             else:
-                parameter.copy_(1.0 + 0.2 * noise)
+                # Gemma's norms add 1 themselves.
+                center = 0.0 if model.config.model_type.startswith("gemma") else 1.0
+                parameter.copy_(center + 0.2 * noise)
 
 
 def write_old_config(path: Path) -> None:

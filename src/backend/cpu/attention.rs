@@ -39,6 +39,8 @@ impl Operands {
             k_len: s.k_len,
             head_dim: shape.head_dim,
             scale: shape.scale,
+            softcap: shape.softcap.unwrap_or(0.0),
+            window: shape.window.unwrap_or(0),
             type_: type_code(self.dtype),
             out: self.out.at(q).cast(),
             out_ld: self.q_cols,

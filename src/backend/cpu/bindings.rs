@@ -140,6 +140,8 @@ pub struct attention_args {
     pub k_len: usize,
     pub head_dim: usize,
     pub scale: f32,
+    pub softcap: f32,
+    pub window: usize,
     pub type_: i32,
     pub out: *mut ::core::ffi::c_void,
     pub out_ld: usize,
@@ -152,7 +154,7 @@ pub struct attention_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_args"][::core::mem::size_of::<attention_args>() - 136usize];
+    ["Size of attention_args"][::core::mem::size_of::<attention_args>() - 152usize];
     ["Alignment of attention_args"][::core::mem::align_of::<attention_args>() - 8usize];
     ["Offset of field: attention_args::q"][::core::mem::offset_of!(attention_args, q) - 0usize];
     ["Offset of field: attention_args::k"][::core::mem::offset_of!(attention_args, k) - 8usize];
@@ -164,15 +166,17 @@ const _: () = {
     ["Offset of field: attention_args::head_dim"]
         [::core::mem::offset_of!(attention_args, head_dim) - 56usize];
     ["Offset of field: attention_args::scale"][::core::mem::offset_of!(attention_args, scale) - 64usize];
-    ["Offset of field: attention_args::type_"][::core::mem::offset_of!(attention_args, type_) - 68usize];
-    ["Offset of field: attention_args::out"][::core::mem::offset_of!(attention_args, out) - 72usize];
-    ["Offset of field: attention_args::out_ld"][::core::mem::offset_of!(attention_args, out_ld) - 80usize];
-    ["Offset of field: attention_args::lse"][::core::mem::offset_of!(attention_args, lse) - 88usize];
-    ["Offset of field: attention_args::lse_ld"][::core::mem::offset_of!(attention_args, lse_ld) - 96usize];
-    ["Offset of field: attention_args::dout"][::core::mem::offset_of!(attention_args, dout) - 104usize];
-    ["Offset of field: attention_args::dq"][::core::mem::offset_of!(attention_args, dq) - 112usize];
-    ["Offset of field: attention_args::dk"][::core::mem::offset_of!(attention_args, dk) - 120usize];
-    ["Offset of field: attention_args::dv"][::core::mem::offset_of!(attention_args, dv) - 128usize];
+    ["Offset of field: attention_args::softcap"][::core::mem::offset_of!(attention_args, softcap) - 68usize];
+    ["Offset of field: attention_args::window"][::core::mem::offset_of!(attention_args, window) - 72usize];
+    ["Offset of field: attention_args::type_"][::core::mem::offset_of!(attention_args, type_) - 80usize];
+    ["Offset of field: attention_args::out"][::core::mem::offset_of!(attention_args, out) - 88usize];
+    ["Offset of field: attention_args::out_ld"][::core::mem::offset_of!(attention_args, out_ld) - 96usize];
+    ["Offset of field: attention_args::lse"][::core::mem::offset_of!(attention_args, lse) - 104usize];
+    ["Offset of field: attention_args::lse_ld"][::core::mem::offset_of!(attention_args, lse_ld) - 112usize];
+    ["Offset of field: attention_args::dout"][::core::mem::offset_of!(attention_args, dout) - 120usize];
+    ["Offset of field: attention_args::dq"][::core::mem::offset_of!(attention_args, dq) - 128usize];
+    ["Offset of field: attention_args::dk"][::core::mem::offset_of!(attention_args, dk) - 136usize];
+    ["Offset of field: attention_args::dv"][::core::mem::offset_of!(attention_args, dv) - 144usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -450,6 +454,10 @@ pub struct kernel_table {
             type_: i32,
         ),
     >,
+    pub softcap: ::core::option::Option<unsafe extern "C" fn(x: *mut f32, n: usize, cap: f32)>,
+    pub softcap_backward: ::core::option::Option<
+        unsafe extern "C" fn(dx: *mut ::core::ffi::c_void, y: *const f32, n: usize, cap: f32, type_: i32),
+    >,
     pub rsqrt: ::core::option::Option<unsafe extern "C" fn(out: *mut f32, x: *const f32, n: usize)>,
     pub column_sums: ::core::option::Option<
         unsafe extern "C" fn(
@@ -582,7 +590,7 @@ pub struct kernel_table {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 336usize];
+    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 352usize];
     ["Alignment of kernel_table"][::core::mem::align_of::<kernel_table>() - 8usize];
     ["Offset of field: kernel_table::isa"][::core::mem::offset_of!(kernel_table, isa) - 0usize];
     ["Offset of field: kernel_table::gemm_mr"][::core::mem::offset_of!(kernel_table, gemm_mr) - 8usize];
@@ -625,29 +633,32 @@ const _: () = {
         [::core::mem::offset_of!(kernel_table, column_products) - 176usize];
     ["Offset of field: kernel_table::scale_columns"]
         [::core::mem::offset_of!(kernel_table, scale_columns) - 184usize];
-    ["Offset of field: kernel_table::rsqrt"][::core::mem::offset_of!(kernel_table, rsqrt) - 192usize];
+    ["Offset of field: kernel_table::softcap"][::core::mem::offset_of!(kernel_table, softcap) - 192usize];
+    ["Offset of field: kernel_table::softcap_backward"]
+        [::core::mem::offset_of!(kernel_table, softcap_backward) - 200usize];
+    ["Offset of field: kernel_table::rsqrt"][::core::mem::offset_of!(kernel_table, rsqrt) - 208usize];
     ["Offset of field: kernel_table::column_sums"]
-        [::core::mem::offset_of!(kernel_table, column_sums) - 200usize];
-    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 208usize];
+        [::core::mem::offset_of!(kernel_table, column_sums) - 216usize];
+    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 224usize];
     ["Offset of field: kernel_table::activation"]
-        [::core::mem::offset_of!(kernel_table, activation) - 216usize];
+        [::core::mem::offset_of!(kernel_table, activation) - 232usize];
     ["Offset of field: kernel_table::activation_backward"]
-        [::core::mem::offset_of!(kernel_table, activation_backward) - 224usize];
-    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 232usize];
+        [::core::mem::offset_of!(kernel_table, activation_backward) - 240usize];
+    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 248usize];
     ["Offset of field: kernel_table::gated_backward"]
-        [::core::mem::offset_of!(kernel_table, gated_backward) - 240usize];
-    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 248usize];
+        [::core::mem::offset_of!(kernel_table, gated_backward) - 256usize];
+    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 264usize];
     ["Offset of field: kernel_table::cross_entropy"]
-        [::core::mem::offset_of!(kernel_table, cross_entropy) - 256usize];
-    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 264usize];
-    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 272usize];
-    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 280usize];
+        [::core::mem::offset_of!(kernel_table, cross_entropy) - 272usize];
+    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 280usize];
+    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 288usize];
+    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 296usize];
     ["Offset of field: kernel_table::sum_squares"]
-        [::core::mem::offset_of!(kernel_table, sum_squares) - 288usize];
-    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 296usize];
+        [::core::mem::offset_of!(kernel_table, sum_squares) - 304usize];
+    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 312usize];
     ["Offset of field: kernel_table::adamw_8bit"]
-        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 304usize];
-    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 312usize];
-    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 320usize];
-    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 328usize];
+        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 320usize];
+    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 328usize];
+    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 336usize];
+    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 344usize];
 };

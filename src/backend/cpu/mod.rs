@@ -353,6 +353,14 @@ impl Kernels for Cpu {
         self.run_scale_columns(out, x, factors, bias)
     }
 
+    fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        self.run_softcap(x, cap)
+    }
+
+    fn softcap_backward(&self, dx: &mut Tensor, y: &Tensor, cap: f32) -> Result<()> {
+        self.run_softcap_backward(dx, y, cap)
+    }
+
     fn rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
         self.run_rsqrt(out, x)
     }

@@ -205,6 +205,27 @@ impl Cpu {
         Ok(())
     }
 
+    pub(super) fn run_softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        let n = x.elements();
+        ensure_f32("softcap", &[(x, n)])?;
+        let x = Elements::of_mut(x)?;
+        // SAFETY: chunks are disjoint and inside the tensor.
+        self.run_chunks(n, GRAIN, |i, len| unsafe { kernel!(self, softcap)(x.at(i), len, cap) });
+        Ok(())
+    }
+
+    pub(super) fn run_softcap_backward(&self, dx: &mut Tensor, y: &Tensor, cap: f32) -> Result<()> {
+        let code = type_code(ensure_alike("softcap_backward", &[dx])?);
+        let n = dx.elements();
+        ensure_f32("softcap_backward", &[(y, n)])?;
+        let (dx, y) = (Elements::of_mut(dx)?, Elements::of(y));
+        // SAFETY: chunks are disjoint and inside both tensors.
+        self.run_chunks(n, GRAIN, |i, len| unsafe {
+            kernel!(self, softcap_backward)(dx.at(i), y.at(i), len, cap, code);
+        });
+        Ok(())
+    }
+
     pub(super) fn run_rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
         let n = x.elements();
         ensure_f32("rsqrt", &[(out, n), (x, n)])?;

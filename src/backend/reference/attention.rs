@@ -36,12 +36,26 @@ impl<R: Real> Inputs<'_, R> {
         dot(self.shape.head_dim, |i| (a[i], b[i]), R::zero(), self.dtype)
     }
 
-    /// Scaled scores of query `i` with the keys it sees.
+    /// Whether query `i` is too far behind key `j` to see it.
+    fn beyond_window(&self, s: &Sequence, i: usize, j: usize) -> bool {
+        self.shape.window.is_some_and(|window| j + window <= i + s.k_len - s.q_len)
+    }
+
+    /// Scores of query `i` with the keys up to its own, minus infinity for those beyond the window.
     fn scores(&self, s: &Sequence, i: usize, head: usize) -> Vec<R> {
         let scale = R::from_f64(f64::from(self.shape.scale));
         let q = &self.q[self.query(s, i, head)..];
         (0..=i + s.k_len - s.q_len)
-            .map(|j| self.product(q, &self.k[self.key(s, j, head)..]) * scale)
+            .map(|j| {
+                if self.beyond_window(s, i, j) {
+                    return R::from_f64(f64::NEG_INFINITY);
+                }
+                let score = self.product(q, &self.k[self.key(s, j, head)..]) * scale;
+                self.shape.softcap.map_or(score, |cap| {
+                    let cap = R::from_f64(cap.into());
+                    cap * (score / cap).tanh()
+                })
+            })
             .collect()
     }
 
@@ -59,7 +73,9 @@ impl<R: Real> Inputs<'_, R> {
         for (s, head, i) in self.queries() {
             let scores = self.scores(s, i, head);
             let top = scores.iter().copied().reduce(R::max).unwrap_or(R::zero());
-            let e: Vec<R> = scores.iter().map(|s| (*s - top).exp()).collect();
+            let seen = |j: usize| !self.beyond_window(s, i, j);
+            let exp = |(j, score): (usize, &R)| if seen(j) { (*score - top).exp() } else { R::zero() };
+            let e: Vec<R> = scores.iter().enumerate().map(exp).collect();
             let total = row_sum(e.len(), |sum: R, j| sum + e[j]);
             lse[(s.q_start + i) * self.shape.n_heads + head] = top + total.ln();
             let at = self.query(s, i, head);
@@ -84,10 +100,18 @@ impl<R: Real> Inputs<'_, R> {
             let lse = lse[(s.q_start + i) * self.shape.n_heads + head];
             let mut ds = Vec::new();
             for (j, score) in self.scores(s, i, head).into_iter().enumerate() {
+                if self.beyond_window(s, i, j) {
+                    ds.push(R::zero());
+                    continue;
+                }
                 let key = self.key(s, j, head);
                 let p = (score - lse).exp();
                 let dp = self.product(dout, &self.v[key..]);
-                ds.push((p * (dp - delta) * scale).rounded(self.dtype));
+                let slope = self.shape.softcap.map_or(R::one(), |cap| {
+                    let t = score / R::from_f64(cap.into());
+                    R::one() - t * t
+                });
+                ds.push((p * (dp - delta) * scale * slope).rounded(self.dtype));
                 for c in 0..d {
                     dv[key + c] = p.rounded(self.dtype).mul_add(dout[c], dv[key + c]);
                     dk[key + c] = ds[j].mul_add(q[c], dk[key + c]);

@@ -360,6 +360,22 @@ impl<R: Real> Kernels for Reference<R> {
         self.store(out, &values)
     }
 
+    fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        fits("softcap", is_f32(x, x.elements()), &[x])?;
+        let cap = R::from_f64(cap.into());
+        let values: Vec<R> = self.load(x)?.into_iter().map(|x| cap * (x / cap).tanh()).collect();
+        self.store(x, &values)
+    }
+
+    fn softcap_backward(&self, dx: &mut Tensor, y: &Tensor, cap: f32) -> Result<()> {
+        fits("softcap_backward", is_activation(dx) && is_f32(y, dx.elements()), &[dx, y])?;
+        let cap = R::from_f64(cap.into());
+        let slope = |y: R| R::one() - (y / cap) * (y / cap);
+        let (d, y) = (self.load(dx)?, self.load(y)?);
+        let values: Vec<R> = d.into_iter().zip(y).map(|(d, y)| d * slope(y)).collect();
+        self.store(dx, &values)
+    }
+
     fn rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
         fits("rsqrt", is_f32(out, x.elements()) && is_f32(x, x.elements()), &[out, x])?;
         let values: Vec<R> = self.load(x)?.into_iter().map(|x| R::one() / x.sqrt()).collect();

@@ -12,6 +12,7 @@ pub fn add(table: &mut Table, dtype: DType) {
             layer_norm(table, rows, cols, dtype, weight);
         }
         cross_entropy(table, rows, cols, dtype);
+        softcap(table, rows, cols, dtype);
     }
     let one = |q_len, k_len| vec![Sequence { q_start: 0, q_len, k_start: 0, k_len }];
     attention(table, [1, 1, 1], one(1, 1), [1, 1], dtype);
@@ -25,7 +26,10 @@ pub fn add(table: &mut Table, dtype: DType) {
         Sequence { q_start: 19, q_len: 1, k_start: 20, k_len: 1 },
         Sequence { q_start: 20, q_len: 30, k_start: 21, k_len: 49 },
     ];
-    attention(table, [4, 2, 20], packed, [53, 71], dtype);
+    attention(table, [4, 2, 20], packed.clone(), [53, 71], dtype);
+    for (window, softcap) in [(Some(1), None), (Some(9), None), (Some(20), Some(1.5)), (None, Some(0.7))] {
+        bounded_attention(table, [4, 2, 20], packed.clone(), [53, 71], dtype, (window, softcap));
+    }
 }
 
 fn column_sums(table: &mut Table, rows: usize, cols: usize, dtype: DType) {
@@ -87,6 +91,19 @@ fn layer_norm(table: &mut Table, rows: usize, cols: usize, dtype: DType, weight:
     }
 }
 
+fn softcap(table: &mut Table, rows: usize, cols: usize, dtype: DType) {
+    let logits = table.scaled(&[rows, cols], DType::F32, 3.0);
+    let capped = table.add(format!("softcap {rows}x{cols}"), false, 1, vec![logits], |backend, t| {
+        let [x] = t else { unreachable!() };
+        backend.softcap(x, 2.5)
+    });
+    let operands = [vec![table.normal(&[rows, cols], dtype)], capped].concat();
+    table.add(format!("softcap {rows}x{cols} {dtype}, backward"), true, 1, operands, |backend, t| {
+        let [dx, y] = t else { unreachable!() };
+        backend.softcap_backward(dx, y, 2.5)
+    });
+}
+
 fn cross_entropy(table: &mut Table, rows: usize, vocabulary: usize, dtype: DType) {
     let operands = vec![
         Operand::overwritten(&[rows], DType::F32),
@@ -100,10 +117,23 @@ fn cross_entropy(table: &mut Table, rows: usize, vocabulary: usize, dtype: DType
     });
 }
 
-/// `heads`: query heads, key heads, head size; `rows`: of queries and of keys.
 fn attention(table: &mut Table, heads: [usize; 3], sequences: Vec<Sequence>, rows: [usize; 2], dtype: DType) {
+    bounded_attention(table, heads, sequences, rows, dtype, (None, None));
+}
+
+/// `heads`: query heads, key heads, head size; `rows`: of queries and of keys; and the window and the cap of scores.
+fn bounded_attention(
+    table: &mut Table,
+    heads: [usize; 3],
+    sequences: Vec<Sequence>,
+    rows: [usize; 2],
+    dtype: DType,
+    (window, softcap): (Option<usize>, Option<f32>),
+) {
     let [n_heads, n_kv_heads, head_dim] = heads;
-    let name = format!("attention {heads:?} {} sequences, {rows:?} rows {dtype}", sequences.len());
+    let count = sequences.len();
+    let bounds = format!("window {window:?}, softcap {softcap:?}");
+    let name = format!("attention {heads:?} {count} sequences, {rows:?} rows {dtype}, {bounds}");
     let q_shape = [rows[0], n_heads * head_dim];
     let k_shape = [rows[1], n_kv_heads * head_dim];
     let inputs = [&q_shape, &k_shape, &k_shape].map(|shape| table.normal(shape, dtype));
@@ -114,7 +144,8 @@ fn attention(table: &mut Table, heads: [usize; 3], sequences: Vec<Sequence>, row
     let forward = [outputs.to_vec(), inputs.to_vec()].concat();
     let saved = table.add(name.clone(), false, 2, forward, move |backend, t| {
         let [out, lse, q, k, v] = t else { unreachable!() };
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, sequences: &shared };
+        let shape =
+            AttentionShape { n_heads, n_kv_heads, head_dim, scale, window, softcap, sequences: &shared };
         backend.attention(out, lse, q, k, v, &shape)
     });
     let gradients = vec![
@@ -126,7 +157,8 @@ fn attention(table: &mut Table, heads: [usize; 3], sequences: Vec<Sequence>, row
     let operands = [gradients, inputs.to_vec(), saved].concat();
     table.add(format!("{name}, backward"), false, 3, operands, move |backend, t| {
         let [dq, dk, dv, dout, q, k, v, out, lse] = t else { unreachable!() };
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, sequences: &sequences };
+        let shape =
+            AttentionShape { n_heads, n_kv_heads, head_dim, scale, window, softcap, sequences: &sequences };
         backend.attention_backward(dq, dk, dv, dout, q, k, v, out, lse, &shape)
     });
 }
