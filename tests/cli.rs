@@ -388,3 +388,100 @@ fn a_full_disk() {
     expect(&result.unwrap(), &["No space left on device"]);
     assert_eq!(left, ["metrics.jsonl"], "what is left behind");
 }
+
+/// Every method trains, saves, and answers with its adapter.
+#[test]
+fn every_method_from_the_command_line() {
+    for (method, more) in [
+        ("prefix", vec!["--num-virtual-tokens", "4", "--prefix-projection"]),
+        ("prompt", vec!["--prompt-tuning-init", "TEXT", "--prompt-tuning-init-text", "What does it mean?"]),
+        ("ptuning", vec!["--encoder-reparameterization-type", "LSTM", "--encoder-hidden-size", "8"]),
+        ("ia3", vec![]),
+        (
+            "adapter",
+            vec!["--adapter-config", "houlsby", "--reduction-factor", "32", "--non-linearity", "gelu"],
+        ),
+        ("vera", vec!["--r", "8"]),
+        ("ln_tuning", vec![]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().display().to_string();
+        let common = ["--method", method, "--max-steps", "2", "--max-length", "48", "--json"];
+        let (model, data) = (demo("model"), demo("data/train.jsonl"));
+        let words = ["train", "--model", &model, "--data", &data, "--output", &output];
+        let summary: Value = serde_json::from_str(&succeed(&[&words[..], &common, &more].concat())).unwrap();
+        assert!(summary["trainable_parameters"].as_u64().unwrap() > 0, "{method}");
+        let words = [
+            "generate",
+            "--model",
+            &model,
+            "--adapter",
+            &output,
+            "--prompt",
+            "What",
+            "--max-new-tokens",
+            "3",
+        ];
+        succeed(&words);
+        assert!(succeed(&["inspect", "--adapter", &output]).contains("parameters"), "{method}");
+    }
+}
+
+#[test]
+fn a_setting_of_another_method_is_named() {
+    let error = fail(
+        &train(&PathBuf::from("/tmp/unused"), &["--num-virtual-tokens", "4"])
+            .iter()
+            .map(|w| &**w)
+            .collect::<Vec<_>>(),
+    );
+    expect(&error, &["num_virtual_tokens"]);
+}
+
+#[test]
+fn compare_has_a_row_for_each_method_and_says_what_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().display().to_string();
+    let (model, data, held_out) = (demo("model"), demo("data/train.jsonl"), demo("data/held_out.jsonl"));
+    let words = [
+        "compare",
+        "--model",
+        &model,
+        "--data",
+        &data,
+        "--eval-data",
+        &held_out,
+        "--output",
+        &output,
+        "--methods",
+        "qlora,ia3,bitfit",
+        "--set",
+        "ia3:learning-rate=0.01",
+        "--max-steps",
+        "2",
+        "--max-length",
+        "48",
+        "--json",
+    ];
+    let report: Value = serde_json::from_str(&succeed(&words)).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{report}");
+    assert_eq!(rows[1]["learning_rate"], 0.01);
+    for row in rows {
+        for key in
+            ["trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "loss", "eval_loss"]
+        {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key}: {row}");
+        }
+    }
+    assert!(report["failures"][0]["error"].as_str().unwrap().contains("biases"), "{report}");
+    for file in ["losses.svg", "methods.svg", "compare.json"] {
+        assert!(folder.path().join(file).is_file(), "{file}");
+    }
+    let table = succeed(&words[..words.len() - 1]);
+    assert!(table.contains("| qlora") && table.contains("held out"), "{table}");
+    expect(
+        &fail(&["compare", "--model", &model, "--data", &data, "--output", &output, "--methods", "loar"]),
+        &["loar", "lora"],
+    );
+}

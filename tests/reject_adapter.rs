@@ -94,7 +94,7 @@ fn files_of_other_tools_are_recognised() {
     fs::write(&file, r#"{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}"#).unwrap();
     expect(&refusal("llama", folder.path()), &["mlx-lm"]);
     fs::write(&file, r#"{"config": {"architecture": "double_seq_bn"}, "model_class": "X"}"#).unwrap();
-    expect(&refusal("llama", folder.path()), &["AdapterHub"]);
+    expect(&refusal("llama", folder.path()), &["architecture"]);
     fs::write(&file, "[]").unwrap();
     expect(&refusal("llama", folder.path()), &["expected a JSON object"]);
     fs::remove_file(&file).unwrap();

@@ -113,7 +113,11 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
         assert!(checkpoint.ends_with("checkpoint-3"));
         run(method, optim, dtype, parts.path(), Some(&checkpoint), None).unwrap();
         assert_eq!(metrics(straight.path()), metrics(parts.path()), "{method} {optim} {dtype}");
-        let trained = if method == "full" { "model.safetensors" } else { "adapter_model.safetensors" };
+        let trained = match method {
+            "full" => "model.safetensors",
+            bottleneck if bottleneck.contains("BOTTLENECK") => "adapter.safetensors",
+            _ => "adapter_model.safetensors",
+        };
         for file in [trained, "checkpoint-10/optimizer.safetensors", "checkpoint-10/trainer_state.json"] {
             let (a, b) = (straight.path().join(file), parts.path().join(file));
             assert!(

@@ -28,6 +28,9 @@ pub enum Command {
     /// Continue a text, or answer a chat message
     #[command(args_override_self = true)]
     Generate(GenerateArgs),
+    /// Train several methods on the same data: one table, and pictures
+    #[command(args_override_self = true)]
+    Compare(Box<CompareArgs>),
     /// Merge an adapter into its base: a plain Hugging Face folder
     #[command(args_override_self = true)]
     Merge(MergeArgs),
@@ -125,6 +128,19 @@ pub struct TextArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Methods, separated by commas: lora, qlora, dora, rslora, adapter, houlsby, parallel, prefix, prefix_projection,
+    /// prompt, ptuning, ptuning_lstm, ia3, vera, ln_tuning, bitfit, full
+    #[arg(long, value_delimiter = ',', required = true, value_name = "NAME,NAME")]
+    pub methods: Vec<String>,
+    /// A flag for one method, as in prompt:learning-rate=0.1; may be given several times
+    #[arg(long, value_name = "METHOD:FLAG=VALUE")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub train: TrainArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct TrainArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -142,6 +158,10 @@ pub struct TrainArgs {
     /// Print the first N examples as rendered, marking what counts for the loss, and stop
     #[arg(long, value_name = "N")]
     pub preview: Option<usize>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 
     /// What is trained
     #[arg(long, default_value = "lora", value_parser = method_names(), help_heading = "Method")]
@@ -248,9 +268,6 @@ pub struct TrainArgs {
 pub struct EstimateArgs {
     #[command(flatten)]
     pub train: TrainArgs,
-    /// Print one JSON object, in bytes
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,6 @@
 
 use crate::args::{EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, QuantizeArgs};
 use crate::train::load_data;
-use lowrank::adapter::io::ADAPTER_FILE;
 use lowrank::adapter::reader::to_json;
 use lowrank::adapter::{LoraConfig, load_adapter, read_adapter, select_targets};
 use lowrank::backend::Backend;
@@ -125,8 +124,9 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
 }
 
 fn inspect_adapter(dir: &Path, as_json: bool) -> Result<()> {
-    let config = to_json(&read_adapter(dir)?.settings());
-    let checkpoint = Checkpoint::open_file(&dir.join(ADAPTER_FILE))?;
+    let method = read_adapter(dir)?;
+    let config = to_json(&method.settings());
+    let checkpoint = Checkpoint::open_file(&dir.join(method.file()))?;
     let tensors: Vec<_> = checkpoint
         .names()
         .filter_map(|name| checkpoint.info(name).map(|(shape, dtype)| (name, shape, format!("{dtype:?}"))))

@@ -16,7 +16,7 @@ pub fn run(args: &EstimateArgs) -> Result<()> {
     let config = ModelConfig::load(&train.model.model)?;
     let length = train.text.max_length.unwrap_or(LENGTH).min(config.max_sequence());
     let (chosen, plan) = plan(train, length, train.eval_data.is_some())?;
-    if args.json {
+    if train.json {
         println!("{}", plan.to_json());
         return Ok(());
     }

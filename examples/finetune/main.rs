@@ -5,6 +5,8 @@
 
 mod args;
 mod commands;
+mod compare;
+mod compare_plot;
 mod config_file;
 mod demo;
 mod estimate;
@@ -35,11 +37,12 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let words = config_file::expand(std::env::args_os().collect())?;
-    let cli = args::Cli::parse_from(words);
+    let cli = args::Cli::parse_from(&words);
     match cli.command {
         None => demo::run(),
         Some(args::Command::Train(args)) => train::run(args),
         Some(args::Command::Estimate(args)) => estimate::run(&args),
+        Some(args::Command::Compare(args)) => compare::run(&args, &words),
         Some(args::Command::Eval(args)) => commands::eval(&args),
         Some(args::Command::Generate(args)) => generate::run(&args),
         Some(args::Command::Merge(args)) => commands::merge(&args),

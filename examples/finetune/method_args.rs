@@ -90,6 +90,18 @@ pub struct MethodArgs {
     #[arg(long, value_name = "TEXT", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_tuning_init_text: Option<String>,
+    /// adapter's architecture: seq_bn (pfeiffer), double_seq_bn (houlsby) or par_bn (parallel) [default: seq_bn]
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_config: Option<String>,
+    /// The model's width over the adapter's [default: 16]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduction_factor: Option<f64>,
+    /// adapter's activation: relu, gelu, silu, ... [default: the architecture's]
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub non_linearity: Option<String>,
 }
 
 fn is_false(x: &bool) -> bool {

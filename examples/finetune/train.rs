@@ -2,6 +2,7 @@
 
 use crate::args::{ModelArgs, Strategy, TextArgs, TrainArgs};
 use crate::commands::{load_model, open_backend};
+use crate::compare::Summary;
 use crate::estimate::fit;
 use crate::progress::Progress;
 use lowrank::adapter::{Method, load_adapter};
@@ -11,12 +12,14 @@ use lowrank::data::{
 };
 use lowrank::model::{Model, ModelConfig};
 use lowrank::optim::{Optim, OptimizerArguments};
+use lowrank::train::metrics::peak_memory_bytes;
 use lowrank::train::{Interval, Trainer, TrainingArguments, latest_checkpoint};
 use lowrank::{Error, Result};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
     open_backend(&args.model)?;
@@ -75,8 +78,23 @@ pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
         eprintln!("resuming from {}", checkpoint.display());
     }
     let mut progress = Progress::new(trainer.total_steps(), trainer.steps_done());
+    let started = (Instant::now(), trainer.tokens());
     let report = trainer.run(&stop, &mut |event| progress.show(event))?;
     progress.finish();
+    let (seconds, tokens) = (started.0.elapsed().as_secs_f64(), trainer.tokens() - started.1);
+    if args.json {
+        let summary = Summary {
+            trainable_parameters: model.params.elements(),
+            parameters: model.base_elements().max(model.params.elements()),
+            adapter_bytes: adapter_bytes(&output),
+            peak_memory_bytes: peak_memory_bytes(),
+            tokens,
+            seconds,
+            steps: report.steps,
+            eval_loss: report.eval_loss,
+        };
+        println!("{}", serde_json::to_string(&summary).unwrap_or_default());
+    }
     if full {
         lowrank::model::save::save_model(&model, &args.model.model, &output)?;
     }
@@ -94,6 +112,12 @@ pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
     };
     eprintln!("try it: finetune generate {with} --chat \"...\"");
     Ok(())
+}
+
+/// Bytes of what was trained on disk.
+fn adapter_bytes(output: &Path) -> u64 {
+    let files = ["adapter_model.safetensors", "adapter.safetensors", "model.safetensors"];
+    files.iter().filter_map(|file| output.join(file).metadata().ok()).map(|m| m.len()).sum()
 }
 
 /// Reads and tokenizes a data file as the flags say.

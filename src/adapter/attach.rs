@@ -15,6 +15,8 @@ pub enum Initial {
     Uniform(f32),
     /// Normal with this standard deviation.
     Normal(f32),
+    /// Normal with this standard deviation, within two of it.
+    TruncatedNormal(f32),
     /// These elements.
     Values(Vec<f32>),
     /// The elements of a frozen parameter that becomes trainable.
@@ -45,6 +47,11 @@ impl Attachment {
         let name = name.into();
         let decay = !name.rsplit('.').next().is_some_and(|last| last.starts_with("bias"));
         self.push(name, shape, decay, initial)
+    }
+
+    /// [`Attachment::add`] without weight decay.
+    pub fn add_undecayed(&mut self, name: impl Into<String>, shape: &[usize], initial: Initial) -> ParamId {
+        self.push(name.into(), shape, false, initial)
     }
 
     fn push(&mut self, name: String, shape: &[usize], decay: bool, initial: Initial) -> ParamId {
@@ -128,6 +135,15 @@ impl Attachment {
                 Initial::Constant(x) => vec![x; n],
                 Initial::Uniform(bound) => (0..n).map(|_| bound * (2.0 * rng.uniform() - 1.0)).collect(),
                 Initial::Normal(deviation) => (0..n).map(|_| deviation * rng.normal()).collect(),
+                Initial::TruncatedNormal(deviation) => {
+                    let mut within = || loop {
+                        let x = rng.normal();
+                        if x.abs() <= 2.0 {
+                            return deviation * x;
+                        }
+                    };
+                    (0..n).map(|_| within()).collect()
+                }
                 Initial::Values(values) => values,
             };
             model.params.set(id, &values)?;

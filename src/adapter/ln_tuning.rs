@@ -1,6 +1,5 @@
 //! LN-tuning: only norms are trained.
-//! Source: Zhao et al., "Tuning LayerNorm in Attention" (arXiv 2312.11420). Also BitFit: only biases are trained; Ben
-//! Zaken et al. (arXiv 2106.10199).
+//! Source: Zhao et al., "Tuning LayerNorm in Attention" (arXiv 2312.11420).
 
 use super::attach::Attachment;
 use super::config::Bias;

@@ -1,6 +1,8 @@
 //! What a method of fine-tuning is, and the table of those there are.
 
 use super::attach::Attachment;
+use super::bitfit::BitFitConfig;
+use super::bottleneck::BottleneckConfig;
 use super::config::LoraConfig;
 use super::full::Full;
 use super::ia3::Ia3Config;
@@ -122,6 +124,12 @@ pub const METHODS: &[MethodRow] = &[
         read: |r| Ok(Box::new(LoraConfig::read(r)?)),
     },
     MethodRow {
+        name: "adapter",
+        peft_type: "BOTTLENECK",
+        about: "small MLPs after or beside attention and MLP (AdapterHub's files)",
+        read: |r| Ok(Box::new(BottleneckConfig::read(r)?)),
+    },
+    MethodRow {
         name: "prefix",
         peft_type: "PREFIX_TUNING",
         about: "trained keys and values before every layer's own",
@@ -156,6 +164,12 @@ pub const METHODS: &[MethodRow] = &[
         peft_type: "LN_TUNING",
         about: "the norms alone",
         read: |r| Ok(Box::new(LnTuningConfig::read(r)?)),
+    },
+    MethodRow {
+        name: "bitfit",
+        peft_type: "BITFIT",
+        about: "the biases alone",
+        read: |r| Ok(Box::new(BitFitConfig::read(r)?)),
     },
     MethodRow {
         name: "full",

@@ -1,6 +1,8 @@
 //! Adapters: what is trained on top of a frozen base, in PEFT's terms and files.
 
 pub mod attach;
+pub mod bitfit;
+pub mod bottleneck;
 pub mod config;
 pub mod full;
 pub mod ia3;
@@ -14,6 +16,8 @@ pub mod reader;
 pub mod target;
 pub mod vera;
 
+pub use bitfit::BitFitConfig;
+pub use bottleneck::BottleneckConfig;
 pub use config::{Bias, InitLoraWeights, LoraConfig};
 pub use full::Full;
 pub use ia3::Ia3Config;

@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
                 "missing: this is mlx-lm's adapter format, which transposes its matrices; convert it to PEFT's first",
             )),
             None if self.get("config").is_some() || self.get("model_class").is_some() => {
-                Err(self.error("peft_type", "missing: this is AdapterHub's format; convert it to PEFT's first"))
+                Ok("BOTTLENECK".to_string())
             }
             None => Err(self.error("peft_type", "expected an adapter's kind such as LORA, found nothing")),
         }

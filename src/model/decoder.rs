@@ -1,7 +1,7 @@
 //! The one decoder: embedding, layers of attention and MLP with residuals, final norm, head.
 
 use super::config::ModelConfig;
-use super::module::{Embedding, Linear, ModuleInfo, ModuleKind, Norm, Parameter};
+use super::module::{Bottleneck, Embedding, Linear, ModuleInfo, ModuleKind, Norm, Parameter};
 use super::prompt::Prompt;
 use crate::backend::Backend;
 use crate::dtype::DType;
@@ -43,6 +43,10 @@ pub struct Layer {
     pub mlp: Mlp,
     /// On the MLP's output, before it is added.
     pub mlp_norm: Option<Norm>,
+    /// Trained, after or beside attention.
+    pub attention_adapter: Option<Bottleneck>,
+    /// Trained, after or beside the MLP.
+    pub output_adapter: Option<Bottleneck>,
 }
 
 /// A module of a layer.
@@ -223,9 +227,11 @@ impl Layer {
         let trained = |weight: &Parameter, bias: &Option<Parameter>| {
             weight.id().is_some() || bias.as_ref().is_some_and(|b| b.id().is_some())
         };
-        self.parts().into_iter().any(|part| match part {
-            Part::Linear(l) => l.adapter.is_some() || trained(&l.weight, &l.bias),
-            Part::Norm(n) => trained(&n.weight, &n.bias),
-        })
+        let adapted = self.attention_adapter.is_some() || self.output_adapter.is_some();
+        adapted
+            || self.parts().into_iter().any(|part| match part {
+                Part::Linear(l) => l.adapter.is_some() || trained(&l.weight, &l.bias),
+                Part::Norm(n) => trained(&n.weight, &n.bias),
+            })
     }
 }

@@ -331,6 +331,9 @@ impl Pass<'_> {
         if let Some(norm) = &layer.attention_norm {
             h = tape.norm(&h, norm)?;
         }
+        if let Some(adapter) = &layer.attention_adapter {
+            h = tape.bottleneck(&x, &h, adapter)?;
+        }
         let x = tape.add(&x, &h)?;
         let h = tape.norm(&x, &layer.post_norm)?;
         let mut h = match &layer.mlp {
@@ -357,6 +360,9 @@ impl Pass<'_> {
         };
         if let Some(norm) = &layer.mlp_norm {
             h = tape.norm(&h, norm)?;
+        }
+        if let Some(adapter) = &layer.output_adapter {
+            h = tape.bottleneck(&x, &h, adapter)?;
         }
         tape.add(&x, &h)
     }

@@ -199,6 +199,8 @@ impl Builder<'_> {
             .transpose()?;
         let optional = |name: Option<&str>| name.map(|name| self.norm(&at(name), hidden)).transpose();
         Ok(Layer {
+            attention_adapter: None,
+            output_adapter: None,
             attention_norm: optional(names.attention_norm)?,
             mlp_norm: optional(names.mlp_norm)?,
             input_norm: self.norm(&at(names.input_norm), hidden)?,

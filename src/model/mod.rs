@@ -28,5 +28,6 @@ pub use forward::KvCache;
 pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
 pub use module::{
-    Dora, Embedding, Factored, Linear, LinearAdapter, Lora, ModuleInfo, ModuleKind, Norm, Parameter, Weight,
+    Bottleneck, Dora, Embedding, Factored, Linear, LinearAdapter, Lora, ModuleInfo, ModuleKind, Norm,
+    Parameter, Weight,
 };

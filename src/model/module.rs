@@ -1,6 +1,6 @@
 //! The parts that decoders are made of, and their parameters: frozen or trainable.
 
-use crate::backend::{Backend, Matrix};
+use crate::backend::{Activation, Backend, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::param::{ParamId, ParamStore};
@@ -165,6 +165,33 @@ pub enum LinearAdapter {
     },
     /// Low-rank matrices with trained factors between them: `y += up(factors * down(drop(x)))`, times `outer` by column.
     Factored(Box<Factored>),
+}
+
+/// A bottleneck adapter: a small MLP on what a sublayer gives, or beside it.
+#[derive(Clone, Debug)]
+pub struct Bottleneck {
+    /// On its input.
+    pub norm_before: Option<Norm>,
+    /// `[inner, hidden_size]`.
+    pub down: Linear,
+    /// `[hidden_size, inner]`.
+    pub up: Linear,
+    /// On its output.
+    pub norm_after: Option<Norm>,
+    /// Between the layers.
+    pub activation: Activation,
+    /// On its output.
+    pub scale: f32,
+    /// Probability of dropping an element of its output, in training only.
+    pub dropout: f32,
+    /// Number of the dropout stream.
+    pub stream: u64,
+    /// Its input is the sublayer's residual input instead of its output.
+    pub parallel: bool,
+    /// Its input is the sum of both.
+    pub sees_sum: bool,
+    /// The sublayer's output is added before the norm.
+    pub adds_before_norm: bool,
 }
 
 /// A low-rank part whose matrices are layers of their own (VeRA, AdaLoRA).

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod bottleneck;
 pub mod columns;
 pub mod cross_entropy;
 pub mod dora;

@@ -39,6 +39,8 @@ pub struct Report {
     pub steps: usize,
     /// The last step's loss.
     pub loss: f64,
+    /// The last evaluation's loss, if any was made.
+    pub eval_loss: Option<f64>,
     /// The best evaluation, if any was made.
     pub best: Option<Best>,
 }
@@ -57,6 +59,7 @@ pub struct Trainer<'a> {
     total_steps: usize,
     state: TrainerState,
     metrics: Option<MetricsFile>,
+    eval_loss: Option<f64>,
 }
 
 impl<'a> Trainer<'a> {
@@ -101,12 +104,18 @@ impl<'a> Trainer<'a> {
             total_steps,
             state,
             metrics: None,
+            eval_loss: None,
         })
     }
 
     /// Steps of the whole run.
     pub fn total_steps(&self) -> usize {
         self.total_steps
+    }
+
+    /// Tokens read so far.
+    pub fn tokens(&self) -> u64 {
+        self.state.tokens
     }
 
     /// Steps done so far.
@@ -182,7 +191,8 @@ impl<'a> Trainer<'a> {
         }
         self.load_best()?;
         self.method.save(self.model, &self.output)?;
-        Ok(Report { steps: self.state.global_step, loss, best: self.state.best.clone() })
+        let best = self.state.best.clone();
+        Ok(Report { steps: self.state.global_step, loss, eval_loss: self.eval_loss, best })
     }
 
     /// One optimizer step.
@@ -256,6 +266,7 @@ impl<'a> Trainer<'a> {
         let metrics = EvalMetrics { step: self.state.global_step, epoch: self.loader.epoch(), eval_loss };
         self.metrics.as_mut().map_or(Ok(()), |file| file.evaluation(&metrics))?;
         tell(&Event::Evaluation(metrics));
+        self.eval_loss = Some(eval_loss);
         let better = self.state.best.as_ref().is_none_or(|best| eval_loss < best.eval_loss);
         if better {
             self.state.best = Some(Best { eval_loss, step: self.state.global_step, evaluations_since: 0 });

@@ -21,7 +21,7 @@ pub enum Trained {
 }
 
 /// Settings of every method, as on the command line.
-pub const METHOD_SETTINGS: [&str; 11] = [
+pub const METHOD_SETTINGS: [&str; 14] = [
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1}"#,
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_dora": true, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}"#,
@@ -33,6 +33,9 @@ pub const METHOD_SETTINGS: [&str; 11] = [
     r#"{"peft_type": "IA3"}"#,
     r#"{"peft_type": "VERA", "r": 6, "vera_dropout": 0.1}"#,
     r#"{"peft_type": "LN_TUNING"}"#,
+    r#"{"peft_type": "BOTTLENECK", "reduction_factor": 4, "dropout": 0.1}"#,
+    r#"{"peft_type": "BOTTLENECK", "adapter_config": "houlsby", "ln_before": true, "ln_after": true}"#,
+    r#"{"peft_type": "BOTTLENECK", "adapter_config": "par_bn", "non_linearity": "gelu"}"#,
 ];
 
 /// The method of these settings.
