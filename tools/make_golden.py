@@ -9,6 +9,7 @@ Everything follows from fixed seeds and one thread, so a second run writes the s
     tests/golden/training/        ten steps of the Trainer: settings.json, data.jsonl, the first and the last adapter
     tests/golden/quant/           tensors and models in bitsandbytes' four bits
     tests/golden/optimizers/      steps of PyTorch's and bitsandbytes' optimizers
+    tests/golden/gguf/            GGUF files and the values in them
     tests/golden/schedules.json   learning rates by step
     tests/golden/targets.json     which modules PEFT picks, and with which rank and scaling
 """
@@ -26,11 +27,13 @@ import peft
 import torch
 import transformers
 
-from golden import adapters, models, optimizers, quant, schedules, targets, training
+from golden import adapters, gguf_files, models, optimizers, quant, schedules, targets, training
 
 VERSIONS = {"torch": (torch, "2.15.0"), "transformers": (transformers, "5.23.0"), "peft": (peft, "0.21.2")}
 MAX_FILE, MAX_TOTAL = 256 * 1024, 8 * 1024 * 1024
 ROOT = Path("tests/golden")
+# What make_text_golden.py and make_adapterhub_golden.py make.
+OTHERS = ("chat", "tokenizer", "tokenizer.json", "adapterhub")
 
 
 def check_sizes() -> None:
@@ -53,7 +56,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.disable_progress_bar()
-    shutil.rmtree(ROOT, ignore_errors=True)
+    for path in ROOT.iterdir():
+        if path.name in OTHERS:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in models.MODELS:
         models.make(ROOT / name, name)
         adapters.make(ROOT / name, name)
@@ -62,6 +68,7 @@ def main() -> None:
     targets.make(ROOT / "targets.json", ROOT)
     quant.make(ROOT / "quant", ROOT)
     optimizers.make(ROOT / "optimizers")
+    gguf_files.make(ROOT / "gguf", ROOT)
     check_sizes()
 
 

@@ -6,6 +6,8 @@
 pub mod chat;
 #[cfg(feature = "text")]
 pub mod dataset;
+#[cfg(feature = "text")]
+mod gguf;
 pub mod jsonl;
 pub mod loader;
 pub mod pack;

@@ -1,8 +1,10 @@
 //! Chat templates: Jinja as `apply_chat_template` of transformers runs it.
 
 use super::Message;
+use super::gguf::tokenizer_files;
 use super::tokenizer::{Tokenizer, one_line, read_object};
 use crate::error::{Error, Result};
+use crate::model::gguf::is_gguf;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind};
@@ -38,9 +40,16 @@ impl ChatTemplate {
             let text = crate::fs::read_text(&file)?;
             return Self::build(text, special_tokens, file.display().to_string(), false);
         }
-        let config = model_dir.join("tokenizer_config.json");
+        let (config, keys) = match is_gguf(model_dir) {
+            true => (model_dir.to_path_buf(), tokenizer_files(model_dir)?.config),
+            false => {
+                let config = model_dir.join("tokenizer_config.json");
+                let keys = read_object(&config)?;
+                (config, keys)
+            }
+        };
         let name = format!("chat_template of {}", config.display());
-        match read_object(&config)?.get("chat_template") {
+        match keys.get("chat_template") {
             None | Some(serde_json::Value::Null) => Self::build(
                 DEFAULT_TEMPLATE.to_string(),
                 special_tokens,

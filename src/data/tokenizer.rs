@@ -1,6 +1,8 @@
 //! `tokenizer.json` and the special tokens of a model's folder.
 
+use super::gguf::tokenizer_files;
 use crate::error::{Error, Result};
+use crate::model::gguf::is_gguf;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs;
@@ -42,6 +44,10 @@ impl Tokenizer {
     /// # Errors
     /// When `tokenizer.json` is missing or can't be used, or another of these files is no JSON object.
     pub fn load(model_dir: &Path) -> Result<Self> {
+        if is_gguf(model_dir) {
+            let files = tokenizer_files(model_dir)?;
+            return Self::from_parts(model_dir, &files.tokenizer, &[files.config], &[files.ids]);
+        }
         let path = model_dir.join("tokenizer.json");
         let bytes = fs::read(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::format(
@@ -51,27 +57,36 @@ impl Tokenizer {
             ),
             _ => Error::io(&path, e),
         })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
-            Error::format(&path, format!("expected a tokenizer: {}", one_line(&e.to_string())))
-        })?;
-        let post_processor = inner.get_post_processor().cloned();
-        inner.with_post_processor(None::<PostProcessorWrapper>);
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| Error::format(&path, one_line(&e.to_string())))?;
-
         let sources = ["tokenizer_config.json", "special_tokens_map.json"]
             .map(|name| read_object(&model_dir.join(name)))
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
-        let special_tokens: Vec<_> = SPECIAL_TOKEN_KEYS
-            .into_iter()
-            .filter_map(|key| Some((key, sources.iter().find_map(|source| token_text(source.get(key)?))?)))
-            .collect();
         let configs = ["generation_config.json", "config.json"]
             .map(|name| read_object(&model_dir.join(name)))
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self::assemble(inner, post_processor, special_tokens, &configs))
+        Self::from_parts(&path, &bytes, &sources, &configs)
+    }
+
+    /// From the content of `tokenizer.json`, of files with special tokens, and of files with ids; `path` is for messages.
+    fn from_parts(
+        path: &Path,
+        bytes: &[u8],
+        sources: &[Map<String, Value>],
+        configs: &[Map<String, Value>],
+    ) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
+            Error::format(path, format!("expected a tokenizer: {}", one_line(&e.to_string())))
+        })?;
+        let post_processor = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::format(path, one_line(&e.to_string())))?;
+        let special_tokens: Vec<_> = SPECIAL_TOKEN_KEYS
+            .into_iter()
+            .filter_map(|key| Some((key, sources.iter().find_map(|source| token_text(source.get(key)?))?)))
+            .collect();
+        Ok(Self::assemble(inner, post_processor, special_tokens, configs))
     }
 
     fn assemble(

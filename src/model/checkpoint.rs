@@ -38,6 +38,13 @@ impl Checkpoint {
     /// When there are none (a `pytorch_model.bin` is refused: it is a pickle, which can run code), a shard
     /// is missing or outside the folder, or a file is truncated or malformed.
     pub fn open(model_dir: &Path) -> Result<Self> {
+        if super::gguf::is_gguf(model_dir) {
+            return Err(Error::format(
+                model_dir,
+                "a GGUF file can be trained on and generated with, but not merged into, quantized or saved; use the \
+                 model's Hugging Face folder",
+            ));
+        }
         let single = model_dir.join("model.safetensors");
         if single.is_file() {
             return Self::open_file(&single);

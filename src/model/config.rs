@@ -157,11 +157,14 @@ pub const FAMILIES: [&str; 13] = [
 ];
 
 impl ModelConfig {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a model folder, or the keys of a GGUF file.
     ///
     /// # Errors
     /// When the file is missing or malformed, the architecture is not known, or a key can't be honoured.
     pub fn load(model_dir: &Path) -> Result<Self> {
+        if super::gguf::is_gguf(model_dir) {
+            return super::gguf::Gguf::open(model_dir)?.config();
+        }
         let path = model_dir.join("config.json");
         let text = read_text(&path)?;
         let value: Value =

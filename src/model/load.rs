@@ -4,6 +4,7 @@ use super::bnb;
 use super::checkpoint::Checkpoint;
 use super::config::{MlpNames, ModelConfig, QkvNames};
 use super::decoder::{Layer, Mlp, Model, Qkv};
+use super::gguf::{Gguf, is_gguf};
 use super::module::{Embedding, Linear, Norm, Parameter, Weight};
 use crate::backend::Backend;
 use crate::dtype::DType;
@@ -34,15 +35,20 @@ impl From<DType> for LoadOptions {
 }
 
 impl Model {
-    /// Loads a base model with everything frozen. `options` may be just the type of activations.
+    /// Loads a base model, of a Hugging Face folder or a GGUF file, with everything frozen. `options` may be just the type of activations.
     ///
     /// # Errors
     /// When the configuration or the weights are missing, malformed, not supported or do not fit together.
     pub fn load(model_dir: &Path, backend: &Backend, options: impl Into<LoadOptions>) -> Result<Self> {
+        if is_gguf(model_dir) {
+            let file = Gguf::open(model_dir)?;
+            let source = Source::Gguf(&file);
+            return Builder { config: file.config()?, backend, options: options.into(), source }.build();
+        }
         if !model_dir.is_dir() {
             return Err(Error::format(
                 model_dir,
-                "expected a model folder (config.json, *.safetensors), found none",
+                "expected a model folder (config.json, *.safetensors) or a GGUF file, found none",
             ));
         }
         let config = ModelConfig::load(model_dir)?;
@@ -92,6 +98,7 @@ enum Source<'a> {
         checkpoint: &'a Checkpoint,
         base_prefix: &'a str,
     },
+    Gguf(&'a Gguf),
     Random {
         seed: u64,
         next: Mutex<u64>,
@@ -309,7 +316,7 @@ impl Builder<'_> {
     /// A matrix as it is stored, or random.
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match &self.source {
-            Source::File { .. } => self.find(name, shape),
+            Source::File { .. } | Source::Gguf(_) => self.find(name, shape),
             Source::Random { seed, next } => {
                 let mut next = next.lock().expect("never held across a panic");
                 *next += 1;
@@ -328,7 +335,7 @@ impl Builder<'_> {
     /// A bias or a norm's weight, in the activations' type as transformers holds it.
     fn vector(&self, name: &str, len: usize, constant: f32) -> Result<Parameter> {
         let stored = match &self.source {
-            Source::File { .. } => self.find(name, &[len])?,
+            Source::File { .. } | Source::Gguf(_) => self.find(name, &[len])?,
             Source::Random { .. } | Source::Planned(_) => {
                 self.backend.from_slice(&vec![constant; len], &[len])?
             }
@@ -346,10 +353,11 @@ impl Builder<'_> {
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let Source::File { checkpoint, .. } = &self.source else {
-            return Err(Error::tensor(name, "there is no checkpoint"));
+        let stored = match &self.source {
+            Source::File { checkpoint, .. } => checkpoint.tensor(self.stored_name(name))?,
+            Source::Gguf(file) => file.tensor(name, &self.config, self.backend, self.options.dtype)?,
+            _ => return Err(Error::tensor(name, "there is no checkpoint")),
         };
-        let stored = checkpoint.tensor(self.stored_name(name))?;
         if stored.shape() != shape {
             return Err(Error::tensor(
                 name,

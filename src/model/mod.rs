@@ -7,6 +7,7 @@ pub mod config;
 pub mod decoder;
 pub mod forward;
 pub mod gemma;
+pub mod gguf;
 pub mod glm;
 pub mod gpt2;
 pub mod llama;

@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::read_text;
+use crate::model::gguf::is_gguf;
 use crate::model::{Batch, LoadOptions, Model, ModelConfig, StoredWeights};
 use crate::optim::OptimizerArguments;
 use crate::quant::{Format, QuantConfig};
@@ -93,7 +94,7 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// The model of a folder, of which only `config.json` is read, with what `attach` puts on it. `dummy` weights are
+    /// The model of a folder (or GGUF file), of which only `config.json` is read, with what `attach` puts on it. `dummy` weights are
     /// made and not read.
     ///
     /// # Errors
@@ -107,7 +108,7 @@ impl Planner {
     ) -> Result<Self> {
         let config = ModelConfig::load(model_dir)?;
         let planner = backend.planner()?;
-        let stored = if dummy {
+        let stored = if dummy || is_gguf(model_dir) {
             StoredWeights { dtype: None, quant: None }
         } else {
             stored_weights(&model_dir.join("config.json"), &options)?
