@@ -47,6 +47,7 @@ fn targets_are_shifted_within_each_sequence() {
         positions: vec![0, 1, 2, 0, 1],
         targets: vec![1, 2, -100, 1001, -100],
         lengths: vec![3, 2],
+        first_labels: vec![-100, -100],
     };
     assert_eq!(step, [expected]);
     assert_eq!(step[0].counted(), 3);

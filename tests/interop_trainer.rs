@@ -37,10 +37,17 @@ fn examples() -> Vec<Example> {
 
 #[test]
 fn ten_steps_equal_the_trainer_of_transformers() {
-    let settings = json("training/settings.json");
+    for method in ["lora", "dora", "prefix", "prompt"] {
+        ten_steps(method);
+    }
+}
+
+fn ten_steps(method: &str) {
+    let at = |file: &str| format!("training/{method}/{file}");
+    let settings = json(&at("settings.json"));
     let backend = Cpu::new(None).unwrap();
     let mut model = Model::load(&path("llama"), &backend, DType::F32).unwrap();
-    let config = load_adapter(&mut model, &path("training/init_adapter")).unwrap();
+    let config = load_adapter(&mut model, &path(&at("init_adapter"))).unwrap();
     let number = |key: &str| settings[key].as_f64().unwrap();
     let loader_config = LoaderConfig {
         per_device_train_batch_size: number("per_device_train_batch_size") as usize,
@@ -81,18 +88,21 @@ fn ten_steps_equal_the_trainer_of_transformers() {
             [("loss", ours.loss), ("grad_norm", ours.grad_norm), ("learning_rate", ours.learning_rate)]
         {
             let want = theirs[key].as_f64().unwrap();
-            assert!((value - want).abs() < 1e-4, "step {}: {key} {value}, the Trainer's {want}", ours.step);
+            assert!(
+                (value - want).abs() < 1e-4,
+                "{method}, step {}: {key} {value}, the Trainer's {want}",
+                ours.step
+            );
         }
     }
-    let final_adapter =
-        Checkpoint::open_file(&path("training/final_adapter/adapter_model.safetensors")).unwrap();
+    let final_adapter = Checkpoint::open_file(&path(&at("final_adapter/adapter_model.safetensors"))).unwrap();
     let written = Checkpoint::open_file(&output.path().join("adapter_model.safetensors")).unwrap();
     assert!(final_adapter.names().eq(written.names()));
     for name in final_adapter.names() {
         let theirs = backend.to_vec::<f32>(&final_adapter.tensor(name).unwrap()).unwrap();
         let ours = backend.to_vec::<f32>(&written.tensor(name).unwrap()).unwrap();
         let difference = worst(&ours, &theirs);
-        assert!(difference < 1e-4, "{name} differs by {difference}");
+        assert!(difference < 1e-4, "{method}: {name} differs by {difference}");
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Batch {
     pub targets: Vec<i32>,
     /// Lengths of the sequences.
     pub lengths: Vec<usize>,
+    /// The label of each sequence's first token, which only virtual tokens before it can predict.
+    pub first_labels: Vec<i32>,
 }
 
 impl Batch {
@@ -33,21 +35,26 @@ impl Batch {
         self.targets.extend(labels.iter().skip(1).copied());
         self.targets.push(IGNORE_INDEX);
         self.lengths.push(input_ids.len());
+        self.first_labels.push(labels.first().copied().unwrap_or(IGNORE_INDEX));
     }
 
-    /// The batch with `n` places for virtual tokens before each sequence's, which predict nothing.
+    /// The batch with `n` places for virtual tokens before each sequence's; as in PEFT, the last one predicts the
+    /// sequence's first token.
     pub(crate) fn with_virtual_tokens(&self, n: usize) -> Self {
         let mut batch = Batch::new();
         let mut start = 0;
-        for &len in &self.lengths {
+        let firsts = self.first_labels.iter().copied().chain(std::iter::repeat(IGNORE_INDEX));
+        for (&len, first) in self.lengths.iter().zip(firsts) {
             let end = start + len;
             batch.input_ids.extend(std::iter::repeat_n(0, n));
             batch.input_ids.extend(&self.input_ids[start..end]);
             batch.positions.extend(0..n as i32);
             batch.positions.extend(self.positions[start..end].iter().map(|p| p + n as i32));
-            batch.targets.extend(std::iter::repeat_n(IGNORE_INDEX, n));
+            batch.targets.extend(std::iter::repeat_n(IGNORE_INDEX, n - 1));
+            batch.targets.push(first);
             batch.targets.extend(&self.targets[start..end]);
             batch.lengths.push(n + len);
+            batch.first_labels.push(IGNORE_INDEX);
             start = end;
         }
         batch

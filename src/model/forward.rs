@@ -158,6 +158,7 @@ impl Model {
             positions: (cache.len..cache.len + input_ids.len()).map(|p| p as i32).collect(),
             targets: vec![IGNORE_INDEX; input_ids.len()],
             lengths: vec![input_ids.len()],
+            first_labels: vec![IGNORE_INDEX],
         };
         let embeddings = encoded.as_ref().filter(|_| self.virtual_rows() > 0);
         let hidden = self.pass(&batch, cache.len, embeddings)?.hidden(&mut tape, Some(cache))?.tensor;
@@ -168,6 +169,12 @@ impl Model {
     /// Trained virtual tokens before a sequence's own.
     pub fn virtual_tokens(&self) -> usize {
         self.prompt.as_ref().map_or(0, |prompt| prompt.num_virtual_tokens)
+    }
+
+    /// Number of tokens of a batch whose prediction counts: with virtual embeddings, first tokens too.
+    pub fn counted(&self, batch: &Batch) -> usize {
+        let firsts = batch.first_labels.iter().filter(|label| **label != IGNORE_INDEX).count();
+        batch.counted() + if self.virtual_rows() > 0 { firsts } else { 0 }
     }
 
     /// Those of them that go through the layers as rows.

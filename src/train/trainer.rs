@@ -199,7 +199,7 @@ impl<'a> Trainer<'a> {
     fn step(&mut self) -> Result<StepMetrics> {
         let step = self.state.global_step;
         let batches = self.loader.next_step();
-        let counted: usize = batches.iter().map(|b| b.counted()).sum();
+        let counted: usize = batches.iter().map(|b| self.model.counted(b)).sum();
         self.model.params.zero_grads()?;
         let scale = 1.0 / counted.max(1) as f32;
         let (mut sum, mut first_row) = (0.0f64, 0);

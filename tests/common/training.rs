@@ -103,6 +103,7 @@ pub fn joined(batches: &[Batch]) -> Batch {
         all.positions.extend(&batch.positions);
         all.targets.extend(&batch.targets);
         all.lengths.extend(&batch.lengths);
+        all.first_labels.extend(&batch.first_labels);
     }
     all
 }
@@ -123,7 +124,7 @@ impl Step {
     /// Forward and backward over the micro-batches of one step.
     pub fn run(model: &mut Model, batches: &[Batch]) -> Self {
         model.params.zero_grads().unwrap();
-        let counted: usize = batches.iter().map(Batch::counted).sum();
+        let counted: usize = batches.iter().map(|batch| model.counted(batch)).sum();
         let (mut losses, mut first_row) = (Vec::new(), 0);
         for batch in batches {
             let dropout = Dropout { seed: 1, step: 3, first_row };

@@ -1,11 +1,11 @@
-"""Ten optimizer steps of LoRA by Hugging Face's Trainer: losses, gradient norms, learning rates and the last adapter."""
+"""Ten optimizer steps of several methods by Hugging Face's Trainer: losses, gradient norms, learning rates and the last adapter."""
 
 import json
 import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import adapters, models
@@ -33,7 +33,9 @@ def data() -> list[dict]:
     for index in range(STEPS * BATCH * ACCUMULATION):
         length = int(torch.randint(4, 18, (1,), generator=stream))
         ids = torch.randint(2, models.VOCAB, (length,), generator=stream).tolist()
-        prompt = int(torch.randint(0, length - 1, (1,), generator=stream)) if index % 3 else 0
+        # Where a virtual token predicts a row's first token, the Trainer counts its loss and not the token: no first
+        # token counts here.
+        prompt = max(1, int(torch.randint(0, length - 1, (1,), generator=stream)) if index % 3 else 0)
         rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return rows
 
@@ -64,21 +66,44 @@ def token_weighted_loss(model: torch.nn.Module, rows: list[dict]) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
-            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
-            labels = torch.tensor(row["labels"][1:])
-            total += torch.nn.functional.cross_entropy(logits[0, :-1], labels, reduction="sum").item()
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+            # Virtual embeddings have logits; the last one's predict the first token.
+            extra = logits.shape[0] - len(row["input_ids"])
+            labels = torch.tensor(([-100] * extra + row["labels"])[1:])
+            total += torch.nn.functional.cross_entropy(logits[:-1], labels, reduction="sum").item()
             count += int((labels != -100).sum())
     return total / count
+
+
+TASK = dict(task_type="CAUSAL_LM")
+LORA = dict(r=4, lora_alpha=5, target_modules="all-linear", **TASK)
+METHODS = {
+    "lora": LoraConfig(**LORA),
+    "dora": LoraConfig(**LORA, use_dora=True),
+    "prefix": PrefixTuningConfig(num_virtual_tokens=3, **TASK),
+    "prompt": PromptTuningConfig(num_virtual_tokens=3, **TASK),
+}
 
 
 def make(folder: Path, base: Path) -> None:
     folder.mkdir(parents=True)
     rows = data()
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, config in METHODS.items():
+        run(folder / name, base, config, rows)
+
+
+def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict]) -> None:
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapters.save_adapter(get_peft_model(models.load(base), config), folder / "init_adapter")
-    model = PeftModel.from_pretrained(models.load(base), str(folder / "init_adapter"), is_trainable=True)
+    model = get_peft_model(models.load(base), config)
+    adapters.save_adapter(model, folder / "init_adapter")
+    if not hasattr(model, "prompt_encoder"):
+        # What the folder holds is what is trained: the adapter is read back.
+        model = PeftModel.from_pretrained(models.load(base), str(folder / "init_adapter"), is_trainable=True)
+    settings = SETTINGS
+    if hasattr(model, "prompt_encoder"):
+        # With virtual tokens the Trainer averages micro-batches, not tokens: one micro-batch a step.
+        settings = SETTINGS | dict(per_device_train_batch_size=BATCH * ACCUMULATION, gradient_accumulation_steps=1)
     first_rows = rows[: BATCH * ACCUMULATION]
     expected = token_weighted_loss(model, first_rows)
 
@@ -94,7 +119,7 @@ def make(folder: Path, base: Path) -> None:
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             optim="adamw_torch",
-            **SETTINGS,
+            **settings,
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[recorder])
         trainer.remove_callback(PrinterCallback)
@@ -102,5 +127,5 @@ def make(folder: Path, base: Path) -> None:
     if abs(recorder.log[0]["loss"] - expected) > 1e-5:
         raise SystemExit(f"error: the Trainer's loss {recorder.log[0]['loss']} is not the token-weighted {expected}")
     adapters.save_adapter(model, folder / "final_adapter")
-    settings = {"model": base.name, "optim": "adamw_torch", **SETTINGS, "steps": recorder.log}
+    settings = {"model": base.name, "optim": "adamw_torch", **settings, "steps": recorder.log}
     (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
