@@ -37,7 +37,7 @@ fn examples() -> Vec<Example> {
 
 #[test]
 fn ten_steps_equal_the_trainer_of_transformers() {
-    for method in ["lora", "dora", "prefix", "prompt"] {
+    for method in ["lora", "dora", "prefix", "prompt", "loraplus"] {
         ten_steps(method);
     }
 }
@@ -64,6 +64,7 @@ fn ten_steps(method: &str) {
             adam_beta2: number("adam_beta2"),
             adam_epsilon: number("adam_epsilon"),
             weight_decay: number("weight_decay"),
+            loraplus_lr_ratio: settings["loraplus_lr_ratio"].as_f64().unwrap_or(1.0),
             ..OptimizerArguments::default()
         },
         max_grad_norm: Some(number("max_grad_norm")),

@@ -181,6 +181,9 @@ pub struct TrainArgs {
     /// Warmup steps, or a share of all steps if below 1
     #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
     pub warmup_steps: f64,
+    /// Learning rate of LoRA's B over that of A (LoRA+)
+    #[arg(long, default_value_t = 1.0, value_name = "RATIO", help_heading = "Optimizer")]
+    pub loraplus_lr_ratio: f64,
     /// Decoupled weight decay (not on biases and norms)
     #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
     pub weight_decay: f64,

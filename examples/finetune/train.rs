@@ -197,6 +197,7 @@ pub fn optimizer_arguments(args: &TrainArgs) -> Result<OptimizerArguments> {
         adam_beta2: args.adam_beta2,
         adam_epsilon: args.adam_epsilon,
         weight_decay: args.weight_decay,
+        loraplus_lr_ratio: args.loraplus_lr_ratio,
         optimizer_memory: args.optimizer_memory.map(|bytes| bytes.as_u64() as usize),
     })
 }

@@ -132,6 +132,8 @@ pub struct OptimizerArguments {
     pub adam_epsilon: f64,
     /// Decoupled (but for SGD); biases and norms are spared.
     pub weight_decay: f64,
+    /// The learning rate of B over that of A (LoRA+); Hayou et al. (arXiv 2402.12354).
+    pub loraplus_lr_ratio: f64,
     /// Bytes of state that may stay in memory, of a paged optimizer; the rest is in a file. `None`: all.
     pub optimizer_memory: Option<usize>,
 }
@@ -144,6 +146,7 @@ impl Default for OptimizerArguments {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             weight_decay: 0.0,
+            loraplus_lr_ratio: 1.0,
             optimizer_memory: None,
         }
     }
@@ -226,18 +229,25 @@ impl Optimizer {
             bias_correction1: 1.0 - power(arguments.adam_beta1, self.step),
             bias_correction2_sqrt: (1.0 - power(arguments.adam_beta2, self.step)).sqrt(),
         };
-        let (rule, runs) = (arguments.optim.0.rule, runs(params));
+        let (rule, runs) = (arguments.optim.0.rule, runs(params, arguments.loraplus_lr_ratio != 1.0));
         for (i, page) in self.pages.iter().enumerate() {
             if let Some(next) = self.pages.get(i + 1) {
                 next.fetch();
             }
-            for (run, decay) in &runs {
+            for Run { range: run, decay, fast } in &runs {
                 let range = run.start.max(page.range.start)..run.end.min(page.range.end);
                 if range.is_empty() {
                     continue;
                 }
-                let step =
-                    OptimizerStep { weight_decay: if *decay { arguments.weight_decay } else { 0.0 }, ..step };
+                let step = OptimizerStep {
+                    weight_decay: if *decay { arguments.weight_decay } else { 0.0 },
+                    learning_rate: if *fast {
+                        learning_rate * arguments.loraplus_lr_ratio
+                    } else {
+                        learning_rate
+                    },
+                    ..step
+                };
                 let mut p = params.values().slice(range.clone())?;
                 let g = grads.slice(range.clone())?;
                 self.apply(backend, &mut p, &g, &mut page.slices(rule.state(), &range)?, &step)?;
@@ -345,14 +355,23 @@ impl Optimizer {
     }
 }
 
-/// Ranges of neighbouring parameters with the same weight decay, with the gaps behind them.
-fn runs(params: &ParamStore) -> Vec<(Range<usize>, bool)> {
-    let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+/// Neighbouring parameters that are stepped alike, with the gaps behind them.
+struct Run {
+    range: Range<usize>,
+    decay: bool,
+    /// By LoRA+, faster than the others.
+    fast: bool,
+}
+
+/// The parameters as few runs as possible. As in PEFT, LoRA+ takes the matrices B and all vectors for fast ones.
+fn runs(params: &ParamStore, loraplus: bool) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
     for info in params.infos() {
         let end = info.range.end.next_multiple_of(SLICE_ALIGNMENT);
+        let fast = loraplus && (info.name.contains("lora_B") || info.shape.len() == 1);
         match runs.last_mut() {
-            Some((range, decay)) if *decay == info.decay => range.end = end,
-            _ => runs.push((info.range.start..end, info.decay)),
+            Some(run) if run.decay == info.decay && run.fast == fast => run.range.end = end,
+            _ => runs.push(Run { range: info.range.start..end, decay: info.decay, fast }),
         }
     }
     runs

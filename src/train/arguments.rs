@@ -80,6 +80,7 @@ impl TrainingArguments {
             "adam_beta2": self.optimizer.adam_beta2,
             "adam_epsilon": self.optimizer.adam_epsilon,
             "weight_decay": self.optimizer.weight_decay,
+            "loraplus_lr_ratio": self.optimizer.loraplus_lr_ratio,
             "max_grad_norm": self.max_grad_norm,
             "total_steps": total_steps,
             "seed": self.seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import adapters, models
@@ -91,9 +92,10 @@ def make(folder: Path, base: Path) -> None:
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, config in METHODS.items():
         run(folder / name, base, config, rows)
+    run(folder / "loraplus", base, LoraConfig(**LORA), rows, ratio=8.0)
 
 
-def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict]) -> None:
+def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict], ratio: float | None = None) -> None:
     torch.manual_seed(1)
     model = get_peft_model(models.load(base), config)
     adapters.save_adapter(model, folder / "init_adapter")
@@ -121,11 +123,19 @@ def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict]) -> None:
             optim="adamw_torch",
             **settings,
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[recorder])
+        optimizer = None
+        if ratio is not None:
+            optimizer = create_loraplus_optimizer(
+                model, torch.optim.AdamW, lr=SETTINGS["learning_rate"], loraplus_lr_ratio=ratio,
+                betas=(SETTINGS["adam_beta1"], SETTINGS["adam_beta2"]), eps=SETTINGS["adam_epsilon"],
+                loraplus_weight_decay=SETTINGS["weight_decay"],
+            )
+        trainer = Trainer(optimizers=(optimizer, None), model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[recorder])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     if abs(recorder.log[0]["loss"] - expected) > 1e-5:
         raise SystemExit(f"error: the Trainer's loss {recorder.log[0]['loss']} is not the token-weighted {expected}")
     adapters.save_adapter(model, folder / "final_adapter")
+    settings = settings | ({} if ratio is None else dict(loraplus_lr_ratio=ratio))
     settings = {"model": base.name, "optim": "adamw_torch", **settings, "steps": recorder.log}
     (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
