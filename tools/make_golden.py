@@ -9,6 +9,7 @@ Everything follows from fixed seeds and one thread, so a second run writes the s
     tests/golden/training/        ten steps of the Trainer: settings.json, data.jsonl, the first and the last adapter
     tests/golden/quant/           tensors and models in bitsandbytes' four bits
     tests/golden/optimizers/      steps of PyTorch's and bitsandbytes' optimizers
+    tests/golden/combine/         weighted combinations of adapters
     tests/golden/gguf/            GGUF files and the values in them
     tests/golden/schedules.json   learning rates by step
     tests/golden/targets.json     which modules PEFT picks, and with which rank and scaling
@@ -27,7 +28,7 @@ import peft
 import torch
 import transformers
 
-from golden import adapters, gguf_files, models, optimizers, quant, schedules, targets, training
+from golden import adapters, combine, gguf_files, models, optimizers, quant, schedules, targets, training
 
 VERSIONS = {"torch": (torch, "2.15.0"), "transformers": (transformers, "5.23.0"), "peft": (peft, "0.21.2")}
 MAX_FILE, MAX_TOTAL = 256 * 1024, 8 * 1024 * 1024
@@ -68,6 +69,7 @@ def main() -> None:
     targets.make(ROOT / "targets.json", ROOT)
     quant.make(ROOT / "quant", ROOT)
     optimizers.make(ROOT / "optimizers")
+    combine.make(ROOT / "combine", ROOT / "llama")
     gguf_files.make(ROOT / "gguf", ROOT)
     check_sizes()
 

@@ -31,6 +31,9 @@ pub enum Command {
     /// Train several methods on the same data: one table, and pictures
     #[command(args_override_self = true)]
     Compare(Box<CompareArgs>),
+    /// Combine LoRA adapters with weights into one, as PEFT's add_weighted_adapter
+    #[command(args_override_self = true)]
+    Combine(CombineArgs),
     /// Merge an adapter into its base: a plain Hugging Face folder
     #[command(args_override_self = true)]
     Merge(MergeArgs),
@@ -125,6 +128,25 @@ pub struct TextArgs {
     /// Count prompts for the loss too, not answers alone
     #[arg(long)]
     pub train_on_prompt: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CombineArgs {
+    /// Adapter folders, separated by commas
+    #[arg(long, value_delimiter = ',', required = true, value_name = "DIR,DIR")]
+    pub adapters: Vec<PathBuf>,
+    /// Their weights; 1 each by default
+    #[arg(long, value_delimiter = ',', value_name = "W,W", allow_hyphen_values = true)]
+    pub weights: Vec<f64>,
+    /// cat (exact, the ranks add up), linear (one rank), or svd (the nearest of a rank)
+    #[arg(long, default_value = "cat")]
+    pub combination_type: String,
+    /// Rank for svd; the largest of the adapters' by default
+    #[arg(long, value_name = "R")]
+    pub svd_rank: Option<usize>,
+    /// Folder for the combined adapter
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
 }
 
 #[derive(Debug, Args)]

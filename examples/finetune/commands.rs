@@ -1,7 +1,8 @@
 //! `eval`, `merge` and `inspect`, and what all commands share.
 
-use crate::args::{EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, QuantizeArgs};
+use crate::args::{CombineArgs, EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, QuantizeArgs};
 use crate::train::load_data;
+use lowrank::adapter::combine::CombinationType;
 use lowrank::adapter::reader::to_json;
 use lowrank::adapter::{LoraConfig, load_adapter, read_adapter, select_targets};
 use lowrank::backend::Backend;
@@ -104,6 +105,28 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         eprintln!("data: {}", data.report);
         println!("loss {loss:.6}, perplexity {:.4}, {tokens} tokens", loss.exp());
     }
+    Ok(())
+}
+
+pub fn combine(args: &CombineArgs) -> Result<()> {
+    let weights = if args.weights.is_empty() { vec![1.0; args.adapters.len()] } else { args.weights.clone() };
+    if weights.len() != args.adapters.len() || weights.iter().any(|w| !w.is_finite()) {
+        return Err(Error::config(
+            "command line",
+            "--weights",
+            format!("expected {} numbers, one for each adapter", args.adapters.len()),
+        ));
+    }
+    let kind = match (args.combination_type.parse()?, args.svd_rank) {
+        (CombinationType::Svd(_), rank) => CombinationType::Svd(rank),
+        (kind, None) => kind,
+        (_, Some(_)) => {
+            return Err(Error::config("command line", "--svd-rank", "is for --combination-type svd"));
+        }
+    };
+    let adapters: Vec<(&Path, f64)> = args.adapters.iter().map(|dir| dir.as_path()).zip(weights).collect();
+    let modules = lowrank::adapter::combine::combine(&adapters, kind, &args.output)?;
+    eprintln!("{modules} modules of {} adapters combined in {}", adapters.len(), args.output.display());
     Ok(())
 }
 

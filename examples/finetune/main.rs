@@ -45,6 +45,7 @@ fn run() -> Result<()> {
         Some(args::Command::Compare(args)) => compare::run(&args, &words),
         Some(args::Command::Eval(args)) => commands::eval(&args),
         Some(args::Command::Generate(args)) => generate::run(&args),
+        Some(args::Command::Combine(args)) => commands::combine(&args),
         Some(args::Command::Merge(args)) => commands::merge(&args),
         Some(args::Command::Quantize(args)) => commands::quantize(&args),
         Some(args::Command::Inspect(args)) => commands::inspect(&args),

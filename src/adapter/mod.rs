@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod bitfit;
 pub mod bottleneck;
+pub mod combine;
 pub mod config;
 pub mod full;
 pub mod ia3;

@@ -279,14 +279,18 @@ fn matches(targets: &TargetModules, module: &ModuleInfo, key: &str) -> Result<bo
 /// When nothing matches, when one of several target names matches nothing (with the nearest names), when a
 /// target is not a linear layer or is the head, or a pattern is malformed.
 pub fn select_targets(config: &LoraConfig, modules: &[ModuleInfo], model_type: &str) -> Result<Vec<Target>> {
-    let with_rank = |module: &ModuleInfo| {
-        let r = by_pattern(&config.rank_pattern, &module.path, "rank_pattern")?.unwrap_or(config.r);
-        let alpha =
-            by_pattern(&config.alpha_pattern, &module.path, "alpha_pattern")?.unwrap_or(config.lora_alpha);
-        Ok(Target { path: module.path.clone(), r, scale: config.scale(r, alpha) })
-    };
     let chosen = config.targets.select_linears(modules, model_type, lora_defaults)?;
-    chosen.into_iter().map(with_rank).collect()
+    chosen.into_iter().map(|module| target_at(config, &module.path)).collect()
+}
+
+/// Rank and scale that the settings give the module at `path`.
+///
+/// # Errors
+/// When a pattern is malformed.
+pub fn target_at(config: &LoraConfig, path: &str) -> Result<Target> {
+    let r = by_pattern(&config.rank_pattern, path, "rank_pattern")?.unwrap_or(config.r);
+    let alpha = by_pattern(&config.alpha_pattern, path, "alpha_pattern")?.unwrap_or(config.lora_alpha);
+    Ok(Target { path: path.to_string(), r, scale: config.scale(r, alpha) })
 }
 
 /// PEFT's default of the family.
