@@ -14,6 +14,7 @@ pub mod merge;
 pub mod method;
 pub mod prompt;
 pub mod reader;
+pub mod set;
 pub mod target;
 pub mod vera;
 
@@ -26,5 +27,6 @@ pub use ln_tuning::LnTuningConfig;
 pub use method::{METHODS, Method, from_settings, load_adapter, method_row, read_adapter};
 pub use prompt::{PromptKind, PromptLearningConfig, PromptTuningInit};
 pub use reader::Origin;
+pub use set::AdapterSet;
 pub use target::{Target, TargetModules, Targeting, select_targets};
 pub use vera::VeraConfig;

@@ -1,10 +1,11 @@
 //! The one decoder: embedding, layers of attention and MLP with residuals, final norm, head.
 
 use super::config::ModelConfig;
-use super::module::{Bottleneck, Embedding, Linear, ModuleInfo, ModuleKind, Norm, Parameter};
+use super::module::{Bottleneck, Embedding, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter};
 use super::prompt::Prompt;
 use crate::backend::Backend;
 use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::sync::Mutex;
@@ -47,6 +48,18 @@ pub struct Layer {
     pub attention_adapter: Option<Bottleneck>,
     /// Trained, after or beside the MLP.
     pub output_adapter: Option<Bottleneck>,
+}
+
+/// What methods change of a model: its parameters as they are seen, and what was put beside them. Handles only; the base's
+/// weights are not copied.
+#[derive(Debug)]
+pub struct Installed {
+    params: ParamStore,
+    parameters: Vec<Parameter>,          // in the order of `Model::parameters_mut`
+    head: Option<Parameter>,             // a tied one, which is not among them
+    linears: Vec<Option<LinearAdapter>>, // in the order of `Model::linears_mut`
+    bottlenecks: Vec<[Option<Bottleneck>; 2]>,
+    prompt: Option<Prompt>,
 }
 
 /// A module of a layer.
@@ -203,6 +216,44 @@ impl Model {
             linear(&mut all, &mut self.head);
         }
         all
+    }
+
+    /// The model as it is now, to be given back by [`Model::exchange`]; for a base without trained parameters.
+    ///
+    /// # Errors
+    /// When the model has trained parameters, or memory can't be had.
+    pub fn installed(&mut self) -> Result<Installed> {
+        if self.params.elements() > 0 {
+            return Err(Error::Unsupported("a model with an adapter on it is no base for others".into()));
+        }
+        Ok(Installed {
+            params: ParamStore::empty(&self.backend)?,
+            parameters: self.parameters_mut().into_iter().map(|(_, p)| p.clone()).collect(),
+            head: self.config.tie_word_embeddings.then(|| self.head.weight.clone()),
+            linears: self.linears_mut().into_iter().map(|l| l.adapter.clone()).collect(),
+            bottlenecks: vec![[None, None]; self.layers.len()],
+            prompt: None,
+        })
+    }
+
+    /// Puts what was there at another time in place of what is there now, and gives that.
+    pub fn exchange(&mut self, mut other: Installed) -> Installed {
+        std::mem::swap(&mut self.params, &mut other.params);
+        if let Some(theirs) = &mut other.head {
+            std::mem::swap(&mut self.head.weight, theirs);
+        }
+        for ((_, own), theirs) in self.parameters_mut().into_iter().zip(&mut other.parameters) {
+            std::mem::swap(own, theirs);
+        }
+        for (own, theirs) in self.linears_mut().into_iter().zip(&mut other.linears) {
+            std::mem::swap(&mut own.adapter, theirs);
+        }
+        for (layer, theirs) in self.layers.iter_mut().zip(&mut other.bottlenecks) {
+            std::mem::swap(&mut layer.attention_adapter, &mut theirs[0]);
+            std::mem::swap(&mut layer.output_adapter, &mut theirs[1]);
+        }
+        std::mem::swap(&mut self.prompt, &mut other.prompt);
+        other
     }
 
     /// Makes a tied head share the embedding's parameter again, after the embedding's was replaced.

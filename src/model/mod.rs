@@ -24,7 +24,7 @@ pub(crate) mod stored;
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
-pub use decoder::Model;
+pub use decoder::{Installed, Model};
 pub use forward::KvCache;
 pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
