@@ -50,7 +50,7 @@ fn settings_that_are_set_but_not_implemented_are_named() {
         ("layer_replication", json!([[0, 1]])),
         ("megatron_config", json!({"a": 1})),
         ("target_parameters", json!(["x"])),
-        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("eva")),
         ("a_key_of_the_future", json!(7)),
         ("qalora_group_size", json!(32)),
         ("task_type", json!("SEQ_CLS")),

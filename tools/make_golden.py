@@ -10,6 +10,7 @@ Everything follows from fixed seeds and one thread, so a second run writes the s
     tests/golden/quant/           tensors and models in bitsandbytes' four bits
     tests/golden/optimizers/      steps of PyTorch's and bitsandbytes' optimizers
     tests/golden/combine/         weighted combinations of adapters
+    tests/golden/residual/        adapters that start as a part of the base
     tests/golden/gguf/            GGUF files and the values in them
     tests/golden/schedules.json   learning rates by step
     tests/golden/targets.json     which modules PEFT picks, and with which rank and scaling
@@ -69,6 +70,7 @@ def main() -> None:
     targets.make(ROOT / "targets.json", ROOT)
     quant.make(ROOT / "quant", ROOT)
     optimizers.make(ROOT / "optimizers")
+    adapters.make_residual(ROOT / "residual", ROOT / "llama")
     combine.make(ROOT / "combine", ROOT / "llama")
     gguf_files.make(ROOT / "gguf", ROOT)
     check_sizes()

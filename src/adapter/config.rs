@@ -44,6 +44,10 @@ pub enum InitLoraWeights {
     Default,
     /// A normal with standard deviation `1 / r`, B zero.
     Gaussian,
+    /// The weight's largest singular directions, which the base loses ([`super::residual`]).
+    Pissa,
+    /// An orthonormal basis of the weight's first columns, with what the weight has along it, which the base loses.
+    Olora,
     /// Both uniform: the adapter changes the model from the start (PEFT's `false`, for tests).
     Random,
 }
@@ -136,10 +140,12 @@ impl LoraConfig {
                 None | Some(Value::Bool(true)) => InitLoraWeights::Default,
                 Some(Value::Bool(false)) => InitLoraWeights::Random,
                 Some(Value::String(s)) if s.eq_ignore_ascii_case("gaussian") => InitLoraWeights::Gaussian,
+                Some(Value::String(s)) if s == "pissa" => InitLoraWeights::Pissa,
+                Some(Value::String(s)) if s == "olora" => InitLoraWeights::Olora,
                 Some(other) => {
                     return Err(reader.error(
                         "init_lora_weights",
-                        format!("{other} is not supported; supported: true, false, \"gaussian\""),
+                        format!("{other} is not supported; supported: true, false, \"gaussian\", \"pissa\", \"olora\""),
                     ));
                 }
             },
@@ -176,14 +182,20 @@ impl LoraConfig {
                 format!("expected a number, found {}", self.lora_alpha),
             ));
         }
-        if self.use_dora && (self.lora_bias || self.init_lora_weights == InitLoraWeights::Random) {
+        let plain = matches!(self.init_lora_weights, InitLoraWeights::Default | InitLoraWeights::Gaussian);
+        if self.use_dora && (self.lora_bias || !plain) {
             return Err(Error::config(
                 context,
                 "use_dora",
-                "can't be used with lora_bias or init_lora_weights false",
+                "can't be used with lora_bias or init_lora_weights other than true and gaussian",
             ));
         }
         Ok(())
+    }
+
+    /// Whether the adapter starts as a part of the base.
+    pub(super) fn takes_out(&self) -> bool {
+        matches!(self.init_lora_weights, InitLoraWeights::Pissa | InitLoraWeights::Olora)
     }
 
     /// The factor on the low-rank part of rank `r` and this alpha.
@@ -197,6 +209,8 @@ impl LoraConfig {
             InitLoraWeights::Default => json!(true),
             InitLoraWeights::Gaussian => json!("gaussian"),
             InitLoraWeights::Random => json!(false),
+            InitLoraWeights::Pissa => json!("pissa"),
+            InitLoraWeights::Olora => json!("olora"),
         };
         let alphas = self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v)));
         let ranks = self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v)));

@@ -2,16 +2,18 @@
 
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, InitLoraWeights, LoraConfig};
-use super::io::PREFIX;
+use super::io::{PREFIX, load_params, write_params};
 use super::merge::{MergePlan, MergeRule};
-use super::method::Method;
+use super::method::{Method, save_settings};
 use super::reader::Settings;
+use super::residual;
 use super::target::{Target, lora_defaults, select_targets};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, ModuleInfo, Parameter, Weight};
 use crate::param::ParamStore;
+use std::path::Path;
 
 /// Adds the magnitudes of a layer, which start as the norms of the weight's rows: B is zero.
 fn install_dora(attachment: &mut Attachment, backend: &Backend, linear: &Linear, r: usize) -> Result<Dora> {
@@ -65,8 +67,27 @@ impl Method for LoraConfig {
         "lora"
     }
 
+    /// An adapter that starts as a part of the base is written as a plain one.
     fn settings(&self) -> Settings {
-        LoraConfig::settings(self)
+        match self.takes_out() {
+            true => LoraConfig::settings(&residual::doubled(self)),
+            false => LoraConfig::settings(self),
+        }
+    }
+
+    fn save(&self, model: &Model, dir: &Path) -> Result<()> {
+        if self.takes_out() {
+            return residual::save(self, model, dir);
+        }
+        write_params(&model.params, &dir.join(self.file()), |name| self.key(&model.params, name))?;
+        save_settings(Method::settings(self), dir)
+    }
+
+    fn load_values(&self, model: &mut Model, dir: &Path) -> Result<()> {
+        if self.takes_out() {
+            return residual::load_values(self, model, dir);
+        }
+        load_params(model, dir, self.file(), |params, name| self.key(params, name))
     }
 
     /// Adds A and B (and a bias on B) of every target, in the model's order, and the biases and modules that are
@@ -80,8 +101,15 @@ impl Method for LoraConfig {
         let backend = model.backend.clone();
         for linear in model.linears_mut() {
             let Some(target) = targets.iter().find(|t| t.path == linear.path) else { continue };
-            let (path, r, inputs) = (&linear.path, target.r, linear.in_features);
+            let (path, r, inputs) = (linear.path.clone(), target.r, linear.in_features);
+            let mut taken_out = None;
             let (a, b) = match self.init_lora_weights {
+                init @ (InitLoraWeights::Pissa | InitLoraWeights::Olora) => {
+                    let (factors, [a, b]) =
+                        residual::take_out(&backend, linear, init, r, target.scale as f32)?;
+                    taken_out = Some(Box::new(factors));
+                    (a, b)
+                }
                 InitLoraWeights::Gaussian => (Initial::Normal(1.0 / r as f32), Initial::Constant(0.0)),
                 InitLoraWeights::Default => {
                     (Initial::Uniform(1.0 / (inputs as f32).sqrt()), Initial::Constant(0.0))
@@ -98,7 +126,7 @@ impl Method for LoraConfig {
                 .lora_bias
                 .then(|| attachment.add(format!("{path}.lora_B.bias"), &[linear.out_features], zero()));
             let dora = match self.use_dora {
-                true => Some(install_dora(attachment, &backend, linear, r)?),
+                true => Some(Box::new(install_dora(attachment, &backend, linear, r)?)),
                 false => None,
             };
             linear.adapter = Some(LinearAdapter::Lora(Lora {
@@ -109,6 +137,7 @@ impl Method for LoraConfig {
                 dropout: self.lora_dropout as f32,
                 stream,
                 dora,
+                taken_out,
             }));
             stream += 1;
         }
@@ -120,6 +149,13 @@ impl Method for LoraConfig {
     }
 
     fn merge_plan(&self, modules: &[ModuleInfo], model_type: &str) -> Result<MergePlan> {
+        if self.takes_out() {
+            return Err(Error::Unsupported(
+                "PEFT's PiSSA and OLoRA adapters belong to a base without their start and can't be merged into a file; \
+                 train on from it with --init-adapter, which saves a plain adapter"
+                    .into(),
+            ));
+        }
         let (lora_bias, dora) = (self.lora_bias, self.use_dora);
         let rules = select_targets(self, modules, model_type)?.into_iter();
         let rule = |Target { path, r, scale }| (path, MergeRule::LowRank { r, scale, lora_bias, dora });

@@ -14,6 +14,7 @@ pub mod merge;
 pub mod method;
 pub mod prompt;
 pub mod reader;
+pub mod residual;
 pub mod set;
 pub mod target;
 pub mod vera;

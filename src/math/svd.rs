@@ -38,6 +38,16 @@ fn qr(columns: &Columns) -> (Columns, Columns) {
     (q, r)
 }
 
+/// The columns of a row-major matrix of `cols` columns, orthonormal: each what is left of it after those before, of length 1,
+/// or zero if nothing is.
+pub fn orthonormal(x: &[f32], cols: usize) -> Vec<f32> {
+    let rows = x.len() / cols.max(1);
+    let columns: Columns =
+        (0..cols).map(|k| (0..rows).map(|i| f64::from(x[i * cols + k])).collect()).collect();
+    let (q, _) = qr(&columns);
+    (0..rows).flat_map(|i| q.iter().map(move |column| column[i] as f32)).collect()
+}
+
 /// Rotates pairs of columns of `m`, and of `v` with them, until the columns of `m` are orthogonal.
 fn orthogonalize(m: &mut Columns, v: &mut Columns) {
     for _ in 0..SWEEPS {

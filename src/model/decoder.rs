@@ -177,6 +177,17 @@ impl Model {
         self.modules().iter().filter(|m| !(m.is_head && tied)).map(elements).sum()
     }
 
+    /// All linear layers but the head, in the order of [`Model::modules`].
+    pub fn linears(&self) -> Vec<&Linear> {
+        let parts = self.layers.iter().flat_map(Layer::parts);
+        parts
+            .filter_map(|part| match part {
+                Part::Linear(l) => Some(l),
+                Part::Norm(_) => None,
+            })
+            .collect()
+    }
+
     /// All linear layers, in the order of [`Model::modules`], the head last.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let parts = self.layers.iter_mut().flat_map(Layer::parts_mut);

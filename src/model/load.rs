@@ -401,7 +401,7 @@ fn random(backend: &Backend, shape: &[usize], dtype: DType, key: PhiloxKey) -> R
 }
 
 /// The transpose of a dense matrix, in memory of its own.
-pub(super) fn transposed(backend: &Backend, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn transposed(backend: &Backend, x: &Tensor) -> Result<Tensor> {
     let (rows, cols, size) = (x.rows(), x.cols(), x.dtype().size());
     let mut from = vec![0u8; x.bytes()];
     backend.download(x, &mut from)?;

@@ -118,7 +118,9 @@ pub struct Lora {
     /// Number of the dropout stream: its position among the adapted modules.
     pub stream: u64,
     /// The trained magnitude of DoRA.
-    pub dora: Option<Dora>,
+    pub dora: Option<Box<Dora>>,
+    /// What was taken out of the base's weight at the start: `[r, in_features]` and `[out_features, r]`, f32.
+    pub taken_out: Option<Box<[Tensor; 2]>>,
 }
 
 /// DoRA's part of a low-rank adapter.

@@ -148,7 +148,7 @@ impl Tape<'_> {
 
     /// Scales by DoRA's magnitudes and records the layer.
     fn finish_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, h: Option<Tensor>) -> Result<Var> {
-        match layer.lora().and_then(|lora| Some((lora, lora.dora.as_ref()?))) {
+        match layer.lora().and_then(|lora| Some((lora, lora.dora.as_deref()?))) {
             None => Ok(self.record_linear(x, layer, y, h, None)),
             Some(parts) => {
                 let (y, saved) = dora::forward(&self.backend, self.params, layer, parts, y)?;

@@ -138,6 +138,19 @@ def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     return {f"gradient.{key}": value for key, value in renamed.items()}
 
 
+def make_residual(folder: Path, base: Path) -> None:
+    """Adapters that start as a part of the base, in a folder of their own: reading one back changes the base."""
+    for init in ("pissa", "olora"):
+        torch.manual_seed(0)
+        # The fifth and sixth singular values are clearly apart in all weights: PyTorch's decomposition in f32 is exact enough.
+        config = LoraConfig(**{**PLAIN, "r": 5, "target_modules": "all-linear"}, init_lora_weights=init)
+        model = get_peft_model(models.load(base), config)
+        randomise(model, models.generator(base.name, init))
+        save_adapter(model, folder / init)
+        model = PeftModel.from_pretrained(models.load(base), str(folder / init), is_trainable=True).eval()
+        models.save(models.results(model, base.name) | gradients(model), folder / init / "golden.safetensors")
+
+
 def make(base: Path, name: str) -> None:
     configs = {variant: LoraConfig(**arguments) for variant, arguments in variants(name).items()}
     for variant, config in (configs | methods(name)).items():
