@@ -114,7 +114,9 @@ pub(super) fn take_out(
     let rest = match weight {
         Weight::Dense(tensor) => {
             let rest = if linear.conv1d { transposed(backend, &rest)? } else { rest };
-            Weight::Dense(backend.to_dtype(&rest, tensor.dtype())?)
+            let rest = backend.to_dtype(&rest, tensor.dtype())?;
+            tensor.release_pages();
+            Weight::Dense(rest)
         }
         Weight::Quantized(matrix) => Weight::Quantized(backend.quantize(&rest, &matrix.config())?),
     };
