@@ -4,7 +4,8 @@
 mod common;
 
 use common::golden::path;
-use lowrank::adapter::{Full, LoraConfig, Method};
+use common::training::{METHOD_SETTINGS, method};
+use lowrank::adapter::{Full, Method};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::{Batch, LoadOptions, Model, ModelConfig};
@@ -43,23 +44,27 @@ fn batch(rows: usize) -> Batch {
     batch
 }
 
-fn adapt(model: &mut Model, full: bool) -> Result<()> {
-    if full {
-        return Full.attach(model, 0);
-    }
-    let mut config = LoraConfig { r: 8, lora_dropout: 0.1, ..LoraConfig::default() };
-    config.attach(model, 3)
+const LORA: &str = r#"{"peft_type": "LORA", "r": 8, "lora_dropout": 0.1}"#;
+
+fn adapt(model: &mut Model, settings: &str) -> Result<()> {
+    if settings == "full" { Full.attach(model, 0) } else { method(settings).attach(model, 3) }
 }
 
 /// What a run of two steps takes: the arena's peak, the mapped weights and the threads' scratch memory.
-fn measure(folder: &Path, options: LoadOptions, dummy: bool, full: bool, arguments: &PlanArguments) -> usize {
+fn measure(
+    folder: &Path,
+    options: LoadOptions,
+    dummy: bool,
+    settings: &str,
+    arguments: &PlanArguments,
+) -> usize {
     let backend = Cpu::new(None).unwrap();
     let mut model = if dummy {
         Model::random(ModelConfig::load(folder).unwrap(), &backend, options, 1).unwrap()
     } else {
         Model::load(folder, &backend, options).unwrap()
     };
-    adapt(&mut model, full).unwrap();
+    adapt(&mut model, settings).unwrap();
     model.gradient_checkpointing = arguments.gradient_checkpointing;
     let temporary = tempfile::tempdir().unwrap();
     let mut optimizer =
@@ -84,8 +89,8 @@ fn measure(folder: &Path, options: LoadOptions, dummy: bool, full: bool, argumen
     backend.arena().peak_bytes() + backend.scratch_bytes() + mapped
 }
 
-fn planner(folder: &Path, backend: &Backend, options: LoadOptions, dummy: bool, full: bool) -> Planner {
-    Planner::new(folder, backend, options, dummy, |model| adapt(model, full)).unwrap()
+fn planner(folder: &Path, backend: &Backend, options: LoadOptions, dummy: bool, settings: &str) -> Planner {
+    Planner::new(folder, backend, options, dummy, |model| adapt(model, settings)).unwrap()
 }
 
 fn arguments(rows: usize, gradient_checkpointing: usize, optim: &str) -> PlanArguments {
@@ -100,18 +105,18 @@ fn plans_meet_measurements() {
     let backend = Cpu::new(None).unwrap();
     let quant = |name: &str| (name != "none").then(|| QuantConfig::new(Format::by_name(name).unwrap()));
     let mut worst = 0f64;
-    for (quantized, dtype, dummy, full) in [
-        ("none", DType::F32, false, false),
-        ("none", DType::BF16, false, false),
-        ("nf4", DType::F32, false, false),
-        ("nf4", DType::BF16, false, false),
-        ("int8", DType::BF16, false, false),
-        ("int4-asym", DType::BF16, true, false),
-        ("none", DType::F32, false, true),
-        ("none", DType::BF16, false, true),
+    for (quantized, dtype, dummy, settings) in [
+        ("none", DType::F32, false, LORA),
+        ("none", DType::BF16, false, LORA),
+        ("nf4", DType::F32, false, LORA),
+        ("nf4", DType::BF16, false, LORA),
+        ("int8", DType::BF16, false, LORA),
+        ("int4-asym", DType::BF16, true, LORA),
+        ("none", DType::F32, false, "full"),
+        ("none", DType::BF16, false, "full"),
     ] {
         let options = LoadOptions { dtype, quant: quant(quantized) };
-        let mut planner = planner(folder.path(), &backend, options, dummy, full);
+        let mut planner = planner(folder.path(), &backend, options, dummy, settings);
         for (rows, checkpointing, optim, eval_rows) in [
             (1, 0, "adamw_torch", None),
             (4, 0, "adamw_8bit", None),
@@ -122,16 +127,33 @@ fn plans_meet_measurements() {
             let wanted = PlanArguments { eval_rows, ..arguments(rows, checkpointing, optim) };
             let plan = planner.plan(&wanted).unwrap();
             let planned = plan.total() - plan.process;
-            let measured = measure(folder.path(), options, dummy, full, &wanted);
+            let measured = measure(folder.path(), options, dummy, settings, &wanted);
             let ratio = planned as f64 / measured as f64;
             worst = worst.max((ratio - 1.0).abs());
             assert!(
                 (0.95..1.05).contains(&ratio),
-                "{quantized} {dtype} dummy {dummy} full {full}: planned {planned}, measured {measured}, {wanted:?} {plan:?}"
+                "{quantized} {dtype} dummy {dummy} {settings}: planned {planned}, measured {measured}, {wanted:?} {plan:?}"
             );
         }
     }
     println!("worst deviation: {:.2}%", 100.0 * worst);
+}
+
+#[test]
+fn every_method_is_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    make_model(folder.path());
+    let backend = Cpu::new(None).unwrap();
+    for settings in METHOD_SETTINGS {
+        for (dtype, checkpointing) in [(DType::F32, 0), (DType::BF16, 1)] {
+            let options = LoadOptions { dtype, quant: None };
+            let wanted = arguments(4, checkpointing, "adamw_torch");
+            let plan = planner(folder.path(), &backend, options, false, settings).plan(&wanted).unwrap();
+            let measured = measure(folder.path(), options, false, settings, &wanted);
+            let ratio = (plan.total() - plan.process) as f64 / measured as f64;
+            assert!((0.95..1.05).contains(&ratio), "{settings} {dtype}: {ratio} of {measured}, {plan:?}");
+        }
+    }
 }
 
 #[test]
@@ -141,7 +163,7 @@ fn plans_of_quantized_checkpoints_and_every_family() {
         let folder = path(family);
         let options = LoadOptions::from(DType::BF16);
         let wanted = PlanArguments { length: 32, ..arguments(2, 0, "adamw_torch") };
-        let plan = planner(&folder, &backend, options, false, false).plan(&wanted).unwrap();
+        let plan = planner(&folder, &backend, options, false, LORA).plan(&wanted).unwrap();
         assert!(plan.base > 0 && plan.activations > 0 && plan.trainables > 0, "{family}: {plan:?}");
     }
 }
@@ -152,7 +174,7 @@ fn runs_are_made_to_fit_or_refused() {
     make_model(folder.path());
     let backend = Cpu::new(None).unwrap();
     let options = LoadOptions::from(DType::BF16);
-    let mut planner = planner(folder.path(), &backend, options, false, false);
+    let mut planner = planner(folder.path(), &backend, options, false, LORA);
     let wanted = arguments(4, 0, "paged_adamw_32bit");
     let whole = planner.plan(&wanted).unwrap();
     let (same, _) = planner.fit(&wanted, whole.total()).unwrap();
@@ -160,7 +182,7 @@ fn runs_are_made_to_fit_or_refused() {
     let (smaller, plan) = planner.fit(&wanted, whole.total() - 1).unwrap();
     assert_eq!((smaller.rows, smaller.gradient_checkpointing), (2, 0));
     assert!(plan.total() < whole.total());
-    let measured = measure(folder.path(), options, false, false, &smaller);
+    let measured = measure(folder.path(), options, false, LORA, &smaller);
     assert!(measured + plan.process < whole.total(), "{measured} {plan:?}");
     let least = planner.plan(&arguments(1, 1, "adamw_torch")).unwrap();
     let (checkpointed, _) = planner.fit(&arguments(4, 0, "adamw_torch"), least.total()).unwrap();
