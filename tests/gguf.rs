@@ -9,7 +9,7 @@ use lowrank::backend::cpu::Cpu;
 use lowrank::data::{ChatTemplate, Message, Tokenizer};
 use lowrank::model::gguf::Gguf;
 use lowrank::model::gguf::dequantize::TYPES;
-use lowrank::model::{Model, ModelConfig};
+use lowrank::model::{Model, ModelConfig, Parameter, Weight};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use serde_json::Value;
 
@@ -31,6 +31,33 @@ fn every_type_decodes_as_gguf_py_does() {
         kind.dequantize(&bytes[range], &mut ours);
         assert!(ours == expected, "{}: values differ", kind.name);
     }
+}
+
+/// All layers in Q4_0: they stay in its own bits, as int4 in blocks of 32.
+#[test]
+fn layers_in_q4_0_are_kept() {
+    let file = path("gguf/llama_q4_0.gguf");
+    let (gguf, backend) = (Gguf::open(&file).unwrap(), Cpu::new(None).unwrap());
+    assert_eq!(gguf.own_quant().unwrap().format.name, "int4");
+    let kept = Model::load(&file, &backend, DType::F32).unwrap();
+    let config = gguf.config().unwrap();
+    for linear in kept.linears() {
+        let name = format!("{}.weight", linear.path);
+        let Parameter::Frozen(Weight::Quantized(matrix)) = &linear.weight else {
+            panic!("{name} is not kept")
+        };
+        let mut ours = backend.empty(matrix.shape(), DType::F32).unwrap();
+        backend.dequantize(&mut ours, matrix).unwrap();
+        let expected = gguf.tensor(&name, &config, &backend, DType::F32).unwrap();
+        assert!(
+            backend.to_vec::<f32>(&ours).unwrap() == backend.to_vec::<f32>(&expected).unwrap(),
+            "{name}: values differ"
+        );
+    }
+    assert!(Gguf::open(&path("gguf/llama.gguf")).unwrap().own_quant().is_none());
+    let batch = Golden::open("llama/golden.safetensors").batch();
+    let losses = backend.to_vec::<f32>(&kept.evaluate(&batch).unwrap()).unwrap();
+    assert!(losses.iter().all(|loss| loss.is_finite()));
 }
 
 #[test]

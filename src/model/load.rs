@@ -245,6 +245,20 @@ impl Builder<'_> {
         {
             return self.stored_quantized(&name, [o, i], quant);
         }
+        if let Source::Gguf(file) = &self.source
+            && quant.is_none()
+            && path != self.config.names.head
+            && file.own_quant().is_some()
+        {
+            let matrix = file.own_matrix(&name, &self.config, self.backend, self.options.dtype)?;
+            if *matrix.shape() != [o, i] {
+                return Err(Error::tensor(
+                    &name,
+                    format!("expected shape {:?} by the file's keys, found {:?}", [o, i], matrix.shape()),
+                ));
+            }
+            return Ok(Parameter::Frozen(Weight::Quantized(matrix)));
+        }
         let shape = if conv1d { [i, o] } else { [o, i] };
         let stored_quant = match &self.source {
             Source::Planned(stored) if path != self.config.names.head => stored.quant,

@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::read_text;
-use crate::model::gguf::is_gguf;
+use crate::model::gguf::{Gguf, is_gguf};
 use crate::model::{Batch, LoadOptions, Model, ModelConfig, StoredWeights};
 use crate::optim::OptimizerArguments;
 use crate::quant::{Format, QuantConfig};
@@ -108,7 +108,9 @@ impl Planner {
     ) -> Result<Self> {
         let config = ModelConfig::load(model_dir)?;
         let planner = backend.planner()?;
-        let stored = if dummy || is_gguf(model_dir) {
+        let stored = if is_gguf(model_dir) {
+            StoredWeights { dtype: None, quant: Gguf::open(model_dir)?.own_quant() }
+        } else if dummy {
             StoredWeights { dtype: None, quant: None }
         } else {
             stored_weights(&model_dir.join("config.json"), &options)?

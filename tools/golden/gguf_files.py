@@ -52,10 +52,13 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def make_llama(folder: Path, base: Path, tokenizer: Path) -> None:
+def make_llama(folder: Path, base: Path, tokenizer: Path, q4_0: bool = False) -> None:
+    """With `q4_0`, the layers' matrices in that type; the MLP is widened to whole blocks."""
     config = json.loads((base / "config.json").read_text())
     weights = {k: v.numpy() for k, v in load_file(str(base / "model.safetensors")).items()}
-    writer = gguf.GGUFWriter(str(folder / "llama.gguf"), "llama")
+    if q4_0:
+        config["intermediate_size"] = 64
+    writer = gguf.GGUFWriter(str(folder / ("llama_q4_0.gguf" if q4_0 else "llama.gguf")), "llama")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -93,11 +96,21 @@ def make_llama(folder: Path, base: Path, tokenizer: Path) -> None:
             if ours in ("attn_q", "attn_k"):
                 heads = config["num_attention_heads" if ours == "attn_q" else "num_key_value_heads"]
                 weight = permuted(weight, heads)
-            writer.add_tensor(f"blk.{layer}.{ours}.weight", np.ascontiguousarray(weight))
+            if q4_0 and ours in ("ffn_gate", "ffn_up"):
+                weight = np.concatenate([weight, weight[:8]])
+            if q4_0 and ours == "ffn_down":
+                weight = np.concatenate([weight, weight[:, :8]], axis=1)
+            name, weight = f"blk.{layer}.{ours}.weight", np.ascontiguousarray(weight)
+            if q4_0 and weight.ndim == 2:
+                kind = gguf.GGMLQuantizationType.Q4_0
+                writer.add_tensor(name, gguf.quantize(weight, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, weight)
     finish(writer)
 
 
 def make(folder: Path, root: Path) -> None:
     folder.mkdir()
     make_types(folder)
-    make_llama(folder, root / "llama", root / "tokenizer" / "tokenizer.json")
+    for q4_0 in (False, True):
+        make_llama(folder, root / "llama", root / "tokenizer" / "tokenizer.json", q4_0)

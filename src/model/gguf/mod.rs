@@ -12,6 +12,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::rope::RopeScaling;
+use crate::quant::{Format, Pair, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 use dequantize::{GgmlType, TYPES};
 use memmap2::Mmap;
@@ -189,6 +190,56 @@ impl Gguf {
                 Err(Error::tensor(NAME, "holds frequencies that are not Llama 3's and is not supported"))
             }
         }
+    }
+
+    /// The format in which the layers' weights are kept as they are: `int4` in blocks of 32, if all are Q4_0, which has the
+    /// same values.
+    pub fn own_quant(&self) -> Option<QuantConfig> {
+        let mut layers =
+            self.tensors.iter().filter(|(name, e)| name.starts_with("blk.") && e.shape.len() == 2);
+        let format = Format::by_name("int4").ok()?;
+        let kept = layers.clone().next().is_some() && layers.all(|(_, e)| e.kind.name == "Q4_0");
+        kept.then(|| QuantConfig { blocksize: 32, ..QuantConfig::new(format) })
+    }
+
+    /// The matrix that transformers names `name`, of type Q4_0, in its own codes and scales.
+    ///
+    /// # Errors
+    /// When there is none of this type, or memory can't be had.
+    pub fn own_matrix(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        backend: &Backend,
+        dtype: DType,
+    ) -> Result<Quantized> {
+        let own = names::own_name(name, config).filter(|own| self.tensors.contains_key(own));
+        let own = own.ok_or_else(|| Error::tensor(name, format!("missing in {}", self.path.display())))?;
+        let entry = &self.tensors[&own];
+        let (&[rows, cols], "Q4_0") = (entry.shape.as_slice(), entry.kind.name) else {
+            return Err(Error::tensor(name, format!("expected a matrix in Q4_0, found {}", entry.kind.name)));
+        };
+        let quant = self.own_quant().ok_or_else(|| Error::tensor(name, "not all layers are in Q4_0"))?;
+        let (bytes, order) = (&self.map[entry.range.clone()], names::rows(self, &own, config, rows));
+        let row_bytes = cols / entry.kind.block * entry.kind.bytes;
+        let (mut codes, mut scales) =
+            (Vec::with_capacity(rows * cols / 2), Vec::with_capacity(rows * cols / 32));
+        for row in 0..rows {
+            let from = order(row) * row_bytes;
+            for block in bytes[from..from + row_bytes].chunks_exact(entry.kind.bytes) {
+                scales.push(half::f16::from_le_bytes([block[0], block[1]]).to_f32());
+                // Element i is in the low half of byte i, element i + 16 in the high half.
+                let halves = [
+                    block[2..].iter().map(|q| q & 15).collect::<Vec<u8>>(),
+                    block[2..].iter().map(|q| q >> 4).collect(),
+                ];
+                let pairs = halves.iter().flat_map(|half| half.chunks_exact(2));
+                codes.extend(pairs.map(|pair| Pair::new(pair[0], pair[1]).0));
+            }
+        }
+        let codes = backend.from_slice(&codes, &[codes.len()])?;
+        let scales = Scales::Plain(backend.from_slice(&scales, &[scales.len()])?);
+        Quantized::new(quant, [rows, cols], codes, scales, None, dtype)
     }
 
     /// All elements in f32.
