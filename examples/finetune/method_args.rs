@@ -82,6 +82,14 @@ pub struct MethodArgs {
     #[arg(long, value_parser = ["MLP", "LSTM"], help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encoder_reparameterization_type: Option<String>,
+    /// Dropout between the layers of ptuning's LSTM [default: 0]
+    #[arg(long, value_name = "P", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_dropout: Option<f64>,
+    /// Layers of ptuning's LSTM [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_num_layers: Option<usize>,
     /// How prompt tuning starts: RANDOM, TEXT or SAMPLE_VOCAB [default: RANDOM]
     #[arg(long, value_parser = ["RANDOM", "TEXT", "SAMPLE_VOCAB"], help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]

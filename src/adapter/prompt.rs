@@ -47,6 +47,8 @@ pub enum PromptKind {
         encoder_hidden_size: Option<usize>,
         /// Layers of the LSTM.
         encoder_num_layers: usize,
+        /// Probability of dropping an element between them.
+        encoder_dropout: f64,
     },
 }
 
@@ -166,6 +168,7 @@ impl PromptLearningConfig {
             lstm,
             encoder_hidden_size: reader.usize("encoder_hidden_size")?,
             encoder_num_layers: reader.usize("encoder_num_layers")?.unwrap_or(2),
+            encoder_dropout: reader.f64("encoder_dropout")?.unwrap_or(0.0),
         };
         Self::finish(reader, kind)
     }
@@ -187,7 +190,7 @@ impl PromptLearningConfig {
             return Err(reader.error("num_transformer_submodules", "expected 1, for a causal language model"));
         }
         let origin = Origin::read(reader)?;
-        reader.finish(&[("encoder_dropout", json!(0.0))])?;
+        reader.finish(&[])?;
         let config = PromptLearningConfig {
             origin,
             geometry: geometry.try_into().ok(),
@@ -202,6 +205,11 @@ impl PromptLearningConfig {
         };
         if hidden.is_some_and(|n| n == 0 || n > 1 << 20) {
             return Err(reader.error("encoder_hidden_size", "expected a number from 1 to 1048576"));
+        }
+        if let PromptKind::PTuning { encoder_dropout, .. } = config.kind
+            && !(0.0..1.0).contains(&encoder_dropout)
+        {
+            return Err(reader.error("encoder_dropout", "expected a probability in [0, 1)"));
         }
         if !(1..=64).contains(&layers) {
             return Err(reader.error("encoder_num_layers", "expected a number from 1 to 64"));
@@ -295,6 +303,7 @@ impl PromptLearningConfig {
             return PromptEncoder {
                 table,
                 lstm: Vec::new(),
+                dropout: 0.0,
                 layers: Vec::new(),
                 activation: Activation::Relu,
             };
@@ -304,6 +313,10 @@ impl PromptLearningConfig {
         let mut chain = |names: &str, widths: &[usize]| -> Vec<Linear> {
             let pairs = widths.windows(2).enumerate();
             pairs.map(|(i, w)| layer(attachment, &format!("{names}.{}", 2 * i), w[0], w[1])).collect()
+        };
+        let dropout = match self.kind {
+            PromptKind::PTuning { encoder_dropout, .. } => encoder_dropout as f32,
+            _ => 0.0,
         };
         let (layers, activation) = match self.kind {
             PromptKind::PTuning { lstm: true, encoder_num_layers, .. } => {
@@ -319,7 +332,7 @@ impl PromptLearningConfig {
             }
             _ => (chain("transform", &[token_dim, hidden, cols]), Activation::Tanh),
         };
-        PromptEncoder { table, lstm, layers, activation }
+        PromptEncoder { table, lstm, dropout, layers, activation }
     }
 }
 
@@ -412,8 +425,8 @@ impl Method for PromptLearningConfig {
                     ("tokenizer_name_or_path", json!(tokenizer)),
                 ]);
             }
-            PromptKind::PTuning { lstm, encoder_num_layers, .. } => keys.extend([
-                ("encoder_dropout", json!(0.0)),
+            PromptKind::PTuning { lstm, encoder_num_layers, encoder_dropout, .. } => keys.extend([
+                ("encoder_dropout", json!(encoder_dropout)),
                 ("encoder_hidden_size", json!(hidden)),
                 ("encoder_num_layers", json!(encoder_num_layers)),
                 ("encoder_reparameterization_type", json!(if *lstm { "LSTM" } else { "MLP" })),

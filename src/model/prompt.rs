@@ -8,6 +8,9 @@ use crate::error::Result;
 use crate::param::ParamId;
 use crate::tensor::Tensor;
 
+/// The encoder's dropout streams lie behind those of adapted modules.
+const DROPOUT_STREAM: u64 = 1 << 20;
+
 /// Where virtual tokens come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptPlace {
@@ -24,6 +27,8 @@ pub struct PromptEncoder {
     pub table: ParamId,
     /// A bidirectional LSTM, layer by layer, on the table's rows.
     pub lstm: Vec<[LstmDirection; 2]>,
+    /// Probability of dropping an element between the LSTM's layers, in training only.
+    pub dropout: f32,
     /// Layers after it, with this activation between them; none: the table itself.
     pub layers: Vec<Linear>,
     /// Between the layers.
@@ -64,7 +69,7 @@ pub(crate) struct Encoded<'m> {
 impl Prompt {
     /// The virtual tokens, by a tape of their own that is like `tape`.
     pub(crate) fn encode<'m>(&self, tape: &Tape<'m>) -> Result<Encoded<'m>> {
-        let PromptEncoder { table, lstm, layers, activation } = &self.encoder;
+        let PromptEncoder { table, lstm, dropout, layers, activation } = &self.encoder;
         let training = tape.is_recording();
         if layers.is_empty() {
             let grads = training.then(|| tape.params.grad(*table)).transpose()?;
@@ -74,7 +79,10 @@ impl Prompt {
         let ids: Vec<i32> = (0..self.num_virtual_tokens as i32).collect();
         let ids = inner.backend.from_slice(&ids, &[ids.len()])?;
         let mut x = inner.embedding(&Parameter::Trainable(*table), &ids)?;
-        for directions in lstm {
+        for (i, directions) in lstm.iter().enumerate() {
+            if i > 0 {
+                x = inner.dropout(&x, *dropout, DROPOUT_STREAM + i as u64)?;
+            }
             x = inner.lstm(&x, directions)?;
         }
         for (i, layer) in layers.iter().enumerate() {

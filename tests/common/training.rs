@@ -31,7 +31,7 @@ pub const METHOD_SETTINGS: [&str; 16] = [
     r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}"#,
     r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5, "prompt_tuning_init": "SAMPLE_VOCAB"}"#,
     r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 6}"#,
-    r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 6, "encoder_reparameterization_type": "LSTM"}"#,
+    r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 6, "encoder_dropout": 0.2, "encoder_reparameterization_type": "LSTM"}"#,
     r#"{"peft_type": "IA3"}"#,
     r#"{"peft_type": "VERA", "r": 6, "vera_dropout": 0.1}"#,
     r#"{"peft_type": "LN_TUNING"}"#,
