@@ -16,6 +16,18 @@ pub const ALIGNMENT: usize = 64;
 /// Blocks from this size on come straight from the system and go straight back to it.
 const MAP_THRESHOLD: usize = 256 * 1024;
 
+/// Where an arena on a device gets its memory.
+pub trait MemorySource: Send + Sync + std::fmt::Debug {
+    /// The address of `bytes` new bytes, aligned to 256.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the device has none.
+    fn allocate(&self, bytes: usize) -> Result<NonNull<u8>>;
+
+    /// Takes back what [`MemorySource::allocate`] gave.
+    fn free(&self, pointer: NonNull<u8>);
+}
+
 /// A block allocator with counters; cheap to clone, shared by all tensors of a backend.
 #[derive(Clone, Debug, Default)]
 pub struct Arena {
@@ -29,12 +41,14 @@ struct Pool {
     cached: usize,
     peak: usize,
     counting: bool,
+    source: Option<Arc<dyn MemorySource>>, // none: the host's memory
 }
 
 #[derive(Debug)]
 enum Memory {
     Heap(NonNull<u8>, usize),
     Map(MmapMut),
+    Device(NonNull<u8>, Arc<dyn MemorySource>),
 }
 
 // SAFETY: the pointer is uniquely owned by this value, as a `Box<[u8]>` would own it.
@@ -63,7 +77,7 @@ impl Memory {
 
     fn pointer(&mut self) -> NonNull<u8> {
         match self {
-            Memory::Heap(p, _) => *p,
+            Memory::Heap(p, _) | Memory::Device(p, _) => *p,
             Memory::Map(m) => NonNull::new(m.as_mut_ptr()).expect("a map is never at address zero"),
         }
     }
@@ -71,14 +85,16 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let Memory::Heap(p, size) = self {
+        match self {
             // SAFETY: the pointer came from `alloc_zeroed` with this very layout.
-            unsafe {
+            Memory::Heap(p, size) => unsafe {
                 std::alloc::dealloc(
                     p.as_ptr(),
                     std::alloc::Layout::from_size_align_unchecked(*size, ALIGNMENT),
                 )
-            }
+            },
+            Memory::Map(_) => {}
+            Memory::Device(p, source) => source.free(*p),
         }
     }
 }
@@ -104,6 +120,11 @@ impl Arena {
     /// or written to them.
     pub(crate) fn counting() -> Self {
         Arena { inner: Arc::new(Mutex::new(Pool { counting: true, ..Pool::default() })) }
+    }
+
+    /// An arena of a device's memory.
+    pub fn on_device(source: Arc<dyn MemorySource>) -> Self {
+        Arena { inner: Arc::new(Mutex::new(Pool { source: Some(source), ..Pool::default() })) }
     }
 
     /// A block of a counting arena for a mapped file's tensor, which has just its bytes.
@@ -137,7 +158,10 @@ impl Arena {
             None => {
                 let keep = pool.peak.saturating_sub(pool.live + size);
                 pool.trim(keep);
-                Memory::new(size)?
+                match &pool.source {
+                    Some(source) => Memory::Device(source.allocate(size)?, source.clone()),
+                    None => Memory::new(size)?,
+                }
             }
         };
         pool.live += size;
@@ -206,6 +230,11 @@ impl Block {
     /// Address of the first byte.
     pub(crate) fn pointer(&self) -> NonNull<u8> {
         self.pointer
+    }
+
+    /// Whether the memory is a device's, which the host can't read.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.memory, Some(Memory::Device(..)))
     }
 
     /// Usable size in bytes.

@@ -77,6 +77,14 @@ pub enum Error {
     /// The user asked to stop; a checkpoint was saved where the message says.
     #[error("stopped: {0}")]
     Interrupted(String),
+    /// An accelerator is missing, does not fit, or failed.
+    #[error("{device}: {message}")]
+    Device {
+        /// Which one: `cuda:0`.
+        device: String,
+        /// What was expected, what happened and what to do.
+        message: String,
+    },
     /// Memory that was asked for could not be had.
     #[error("out of memory: {bytes} bytes for {what}; {advice}")]
     OutOfMemory {
@@ -116,6 +124,11 @@ impl Error {
     /// An [`Error::Tensor`] for the tensor `name`.
     pub fn tensor(name: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Tensor { name: name.into(), message: message.into() }
+    }
+
+    /// An [`Error::Device`] of `device`.
+    pub fn device(device: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::Device { device: device.into(), message: message.into() }
     }
 
     /// An [`Error::Shape`] of `operation`.

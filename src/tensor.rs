@@ -49,6 +49,8 @@ impl std::fmt::Debug for Shape {
 pub enum Storage {
     /// Host memory of an arena.
     Host(Block),
+    /// Memory of a device's arena, whose addresses mean nothing on the host.
+    Device(Block),
     /// A read-only memory-mapped file, as checkpoints are.
     Mapped(Arc<Mmap>),
     /// A memory-mapped file that is written: pages of optimizer state that memory has no room for.
@@ -78,7 +80,8 @@ impl Tensor {
                 format!("{shape:?} {dtype} needs {bytes} bytes, the block has {}", block.size()),
             ));
         }
-        Ok(Tensor { storage: Arc::new(Storage::Host(block)), offset: 0, shape, dtype })
+        let storage = if block.is_on_device() { Storage::Device(block) } else { Storage::Host(block) };
+        Ok(Tensor { storage: Arc::new(storage), offset: 0, shape, dtype })
     }
 
     /// A read-only tensor over `bytes` of a memory-mapped file; a copy of them if they are not aligned, as
@@ -150,7 +153,7 @@ impl Tensor {
     /// Bytes of the storage that the tensor lies in, which may be more than its own.
     pub fn capacity(&self) -> usize {
         match &*self.storage {
-            Storage::Host(block) => block.size(),
+            Storage::Host(block) | Storage::Device(block) => block.size(),
             Storage::Mapped(map) => map.len(),
             Storage::Paged(map) => map.len(),
         }
@@ -181,11 +184,16 @@ impl Tensor {
         matches!(*self.storage, Storage::Mapped(_))
     }
 
+    /// Whether the tensor lies in a device's memory.
+    pub fn is_on_device(&self) -> bool {
+        matches!(*self.storage, Storage::Device(_))
+    }
+
     /// Tells the system that the pages of a mapped tensor are not needed soon; they are read again on use.
     pub fn release_pages(&self) {
         #[cfg(unix)]
         match &*self.storage {
-            Storage::Host(_) => {}
+            Storage::Host(_) | Storage::Device(_) => {}
             Storage::Mapped(map) => {
                 // SAFETY: the map is read-only and file-backed: dropped pages come back from the file.
                 let _ = unsafe {
@@ -266,9 +274,27 @@ impl Tensor {
         Ok(self.host_bytes_mut()?.cast())
     }
 
+    /// Address of the first byte on the device.
+    ///
+    /// # Errors
+    /// When the tensor lies elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_bytes(&self) -> Result<*mut u8> {
+        match &*self.storage {
+            Storage::Device(block) => Ok(block.pointer().as_ptr().wrapping_add(self.offset)),
+            _ => {
+                Err(Error::shape("device", "expected a tensor in the device's memory, found one of the host"))
+            }
+        }
+    }
+
     /// Address of the first byte on the host, for reading.
+    ///
+    /// # Panics
+    /// When the tensor lies in a device's memory: a tensor of one backend was given to another.
     pub(crate) fn host_bytes(&self) -> *const u8 {
         let base = match &*self.storage {
+            Storage::Device(_) => panic!("a tensor in a device's memory was given to a backend of the host"),
             Storage::Host(block) => block.pointer().as_ptr().cast_const(),
             Storage::Mapped(map) => map.as_ptr(),
             Storage::Paged(map) => map.as_ptr(),
@@ -288,6 +314,9 @@ impl Tensor {
             // SAFETY: as above; the map is made for writing.
             Storage::Paged(map) => Ok(unsafe { map.as_mut_ptr().add(self.offset) }),
             Storage::Mapped(_) => Err(Error::shape("write", "a tensor of a memory-mapped file is read-only")),
+            Storage::Device(_) => {
+                Err(Error::shape("write", "a tensor in a device's memory was given to the host"))
+            }
         }
     }
 

@@ -28,7 +28,10 @@ use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
+mod check;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 
 /// A backend chosen at start-up, shared by everything that computes.
@@ -249,6 +252,15 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
 
     /// Copies host bytes into `out` (native byte order, all of it).
     fn upload(&self, out: &mut Tensor, bytes: &[u8]) -> Result<()>;
+
+    /// A tensor that this backend computes with and has the elements of `x`, which may lie on the host, as those of a
+    /// checkpoint do: `x` itself where that serves.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    fn place(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
 
     /// Copies `x` to the host; waits for everything that writes it.
     fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()>;

@@ -1,7 +1,8 @@
 //! Attention: jobs by sequence, head and (forward) range of queries.
 
 use super::bindings::attention_args;
-use super::{Cpu, Shared, ensure, ensure_alike, kernel, type_code};
+use super::{Cpu, Shared, kernel, type_code};
+use crate::backend::check::{self, ensure_alike};
 use crate::backend::{AttentionShape, Kernels, Sequence};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -54,29 +55,6 @@ impl Operands {
     }
 }
 
-fn check(shape: &AttentionShape<'_>, q: &Tensor, k: &Tensor, v: &Tensor, lse: &Tensor) -> Result<()> {
-    let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
-    let heads = n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && (1..=256).contains(&head_dim);
-    ensure(heads, "attention", || format!("{n_heads} heads over {n_kv_heads} of {head_dim} elements"))?;
-    let cols = q.cols() == n_heads * head_dim && k.cols() == n_kv_heads * head_dim && k.shape() == v.shape();
-    ensure(cols && q.dtype() == k.dtype() && q.dtype() == v.dtype(), "attention", || {
-        format!(
-            "queries {:?}, keys {:?}, values {:?} for {n_heads}/{n_kv_heads} heads of {head_dim}",
-            q.shape(),
-            k.shape(),
-            v.shape()
-        )
-    })?;
-    ensure(lse.dtype() == DType::F32 && lse.elements() == q.rows() * n_heads, "attention", || {
-        format!("expected lse f32 [{}, {n_heads}], found {:?}", q.rows(), lse.shape())
-    })?;
-    for s in shape.sequences {
-        let inside = s.q_start + s.q_len <= q.rows() && s.k_start + s.k_len <= k.rows() && s.k_len >= s.q_len;
-        ensure(inside, "attention", || format!("{s:?} with {} queries and {} keys", q.rows(), k.rows()))?;
-    }
-    Ok(())
-}
-
 impl Cpu {
     /// Floats of scratch memory for one head of a sequence.
     fn attention_floats(&self, s: &Sequence, shape: &AttentionShape<'_>, backward: bool) -> usize {
@@ -94,7 +72,7 @@ impl Cpu {
         shape: &AttentionShape<'_>,
     ) -> Result<()> {
         let dtype = ensure_alike("attention", &[out, q])?;
-        check(shape, q, k, v, lse)?;
+        check::attention(shape, q, k, v, lse)?;
         let operands = Operands {
             q: Shared(q.host_bytes().cast_mut()),
             k: Shared(k.host_bytes().cast_mut()),
@@ -140,7 +118,7 @@ impl Cpu {
     ) -> Result<()> {
         let dtype = ensure_alike("attention_backward", &[dq, dout, q, out])?;
         ensure_alike("attention_backward", &[dk, dv, k, v])?;
-        check(shape, q, k, v, lse)?;
+        check::attention(shape, q, k, v, lse)?;
         if shape.sequences.iter().map(|s| s.k_len).sum::<usize>() != k.rows() {
             self.fill(dk, 0.0)?;
             self.fill(dv, 0.0)?;

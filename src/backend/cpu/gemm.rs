@@ -2,8 +2,8 @@
 
 use super::bindings::{gemm_args, gemm_operand, gemm_term, quantized};
 use super::quant::view;
-use super::{Cpu, Shared, ensure, kernel, type_code};
-use crate::backend::{Gemm, Kernels, Matrix};
+use super::{Cpu, Shared, kernel, type_code};
+use crate::backend::{Gemm, Kernels, Matrix, check};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -78,7 +78,7 @@ impl Prepared<'_> {
 
 impl Cpu {
     pub(super) fn run_gemms(&self, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
-        products.iter().try_for_each(|(out, gemm)| check(out, gemm))?;
+        products.iter().try_for_each(|(out, gemm)| check::gemm(out, gemm))?;
         let mut prepared = Vec::with_capacity(products.len());
         for (out, gemm) in products.iter_mut().filter(|(out, _)| out.elements() > 0) {
             prepared.push(self.prepare(out, gemm)?);
@@ -248,27 +248,4 @@ impl Cpu {
         };
         (2..=4).rev().find(fits).unwrap_or(1)
     }
-}
-
-fn check(out: &Tensor, gemm: &Gemm<'_>) -> Result<()> {
-    let (m, n) = (out.rows(), out.cols());
-    ensure(matches!(out.dtype(), DType::F32 | DType::BF16), "gemm", || {
-        format!("expected an f32 or bf16 result, found {}", out.dtype())
-    })?;
-    for term in gemm.terms {
-        let ((am, ak), (bk, bn)) = (term.a.shape(), term.b.shape());
-        ensure((am, bn) == (m, n) && ak == bk, "gemm", || {
-            format!("[{am}, {ak}] times [{bk}, {bn}] into [{m}, {n}]")
-        })?;
-        let (a, b) = (term.a.dense()?.dtype(), term.b.dense().map_or(DType::F32, Tensor::dtype));
-        ensure(a.is_float() && b.is_float(), "gemm", || {
-            format!("expected float operands, found {a} and {b}")
-        })?;
-    }
-    if let Some(bias) = gemm.bias {
-        ensure(bias.elements() == n && bias.dtype().is_float(), "gemm", || {
-            format!("expected a float bias of {n}, found {:?} {}", bias.shape(), bias.dtype())
-        })?;
-    }
-    Ok(())
 }

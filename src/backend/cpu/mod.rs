@@ -17,6 +17,7 @@ mod team;
 
 pub use isa::Isa;
 
+use super::check::ensure;
 use super::{Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape};
 use crate::arena::Arena;
 use crate::dtype::DType;
@@ -199,27 +200,6 @@ pub(super) fn type_code(dtype: DType) -> i32 {
         DType::F16 => 2,
         DType::I32 | DType::U8 => unreachable!("operands were checked to be floats"),
     }
-}
-
-/// Fails unless `condition`.
-pub(super) fn ensure(
-    condition: bool,
-    operation: &'static str,
-    message: impl FnOnce() -> String,
-) -> Result<()> {
-    if condition { Ok(()) } else { Err(Error::shape(operation, message())) }
-}
-
-/// Fails unless all tensors are activations (f32 or bf16) of one type and the same number of elements.
-pub(super) fn ensure_alike(operation: &'static str, tensors: &[&Tensor]) -> Result<DType> {
-    let first = tensors[0];
-    let activations = matches!(first.dtype(), DType::F32 | DType::BF16);
-    let alike = tensors.iter().all(|t| t.elements() == first.elements() && t.dtype() == first.dtype());
-    ensure(activations && alike, operation, || {
-        let found: Vec<_> = tensors.iter().map(|t| format!("{:?} {}", t.shape(), t.dtype())).collect();
-        format!("expected f32 or bf16 operands of one type and size, found {}", found.join(", "))
-    })?;
-    Ok(first.dtype())
 }
 
 impl Kernels for Cpu {

@@ -1,9 +1,9 @@
 //! Norms, activations, rotary embedding, dropout and loss.
 
 use super::bindings::rope_args;
-use super::{Cpu, Shared, ensure, ensure_alike, kernel, type_code};
+use super::{Cpu, Shared, kernel, type_code};
+use crate::backend::check::{self, ensure, ensure_alike, ensure_f32};
 use crate::backend::{Activation, RopeShape};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
@@ -43,15 +43,6 @@ impl Elements {
     pub fn at<T>(self, index: usize) -> *mut T {
         self.0.at(index * self.1).cast()
     }
-}
-
-pub(super) fn ensure_f32(operation: &'static str, tensors: &[(&Tensor, usize)]) -> Result<()> {
-    for (tensor, elements) in tensors {
-        ensure(tensor.dtype() == DType::F32 && tensor.elements() == *elements, operation, || {
-            format!("expected f32 of {elements} elements, found {:?} {}", tensor.shape(), tensor.dtype())
-        })?;
-    }
-    Ok(())
 }
 
 impl Cpu {
@@ -249,7 +240,7 @@ impl Cpu {
         let (rows, cols) = (x.rows(), x.cols());
         let per_row = if layer_norm { 2 } else { 1 };
         ensure_f32("norm", &[(stats, rows * per_row)])?;
-        check_weight(weight, bias, cols)?;
+        check::norm_weight(weight, bias, cols)?;
         let weight_code = type_code(weight.dtype());
         let bias = bias.map_or(Shared(std::ptr::null_mut()), |b| Shared(b.host_bytes().cast_mut()));
         let (y, stats, x, w) =
@@ -284,7 +275,7 @@ impl Cpu {
         let (rows, cols) = (x.rows(), x.cols());
         let per_row = if layer_norm { 2 } else { 1 };
         ensure_f32("norm_backward", &[(stats, rows * per_row)])?;
-        check_weight(weight, None, cols)?;
+        check::norm_weight(weight, None, cols)?;
         let weight_code = type_code(weight.dtype());
         let (dy_, x_, stats, w) =
             (Elements::of(dy), Elements::of(x), Elements::of(stats), Elements::of(weight));
@@ -341,18 +332,9 @@ impl Cpu {
         positions: &Tensor,
         shape: &RopeShape,
     ) -> Result<()> {
-        let dtype = ensure_alike("rope", &[x])?;
+        let dtype = check::rope(x, table, positions, shape)?;
         let (rows, cols) = (x.rows(), x.cols());
         let RopeShape { n_heads, head_dim, rotary_dim, interleaved, inverse } = *shape;
-        let fits = cols == n_heads * head_dim && rotary_dim <= head_dim && rotary_dim.is_multiple_of(2);
-        ensure(fits && table.cols() == rotary_dim && positions.elements() == rows, "rope", || {
-            format!(
-                "{:?} with a table of {:?}, {:?} positions and {shape:?}",
-                x.shape(),
-                table.shape(),
-                positions.shape()
-            )
-        })?;
         // SAFETY: the tensor holds that many i32 and is not written during the operation.
         let numbers = unsafe { std::slice::from_raw_parts(positions.host::<i32>()?, rows) };
         let limit = table.rows();
@@ -389,10 +371,7 @@ impl Cpu {
         first_row: usize,
         accumulate: bool,
     ) -> Result<()> {
-        let code = type_code(ensure_alike("dropout", &[y, x])?);
-        ensure((0.0..1.0).contains(&p), "dropout", || {
-            format!("expected a probability in [0, 1), found {p}")
-        })?;
+        let code = type_code(check::dropout(y, x, p)?);
         let offset = (first_row * x.cols()) as u64;
         let (n, y, x) = (x.elements(), Elements::of_mut(y)?, Elements::of(x));
         // SAFETY: chunks are disjoint and inside all operands.
@@ -467,11 +446,4 @@ impl Cpu {
         });
         Ok(sums.into_iter().map(f64::from).sum())
     }
-}
-
-fn check_weight(weight: &Tensor, bias: Option<&Tensor>, cols: usize) -> Result<()> {
-    let fits = |t: &Tensor| t.elements() == cols && t.dtype() == weight.dtype() && t.dtype().is_float();
-    ensure(fits(weight) && bias.is_none_or(fits), "norm", || {
-        format!("expected a weight (and bias) of {cols}, found {:?} {}", weight.shape(), weight.dtype())
-    })
 }

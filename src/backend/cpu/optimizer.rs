@@ -1,8 +1,9 @@
 //! One step of an optimizer over flat parameters.
 
 use super::bindings::{adamw_args, moments_8bit};
-use super::ops::{Elements, GRAIN, ensure_f32};
-use super::{Cpu, Shared, ensure, kernel};
+use super::ops::{Elements, GRAIN};
+use super::{Cpu, Shared, kernel};
+use crate::backend::check::{ensure, ensure_f32};
 use crate::backend::{Moments8bit, OptimizerStep};
 use crate::dtype::DType;
 use crate::error::Result;

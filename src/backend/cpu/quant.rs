@@ -1,8 +1,9 @@
 //! Quantizing and dequantizing matrices.
 
 use super::bindings::{quantized, quantizer};
-use super::{Cpu, Shared, ensure, kernel, type_code};
+use super::{Cpu, Shared, kernel, type_code};
 use crate::backend::Kernels;
+use crate::backend::check::ensure;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};

@@ -1,6 +1,7 @@
 //! Moving and converting: fill, cast, gather, scatter, column ranges.
 
-use super::{Cpu, Shared, ensure, kernel, type_code};
+use super::{Cpu, Shared, kernel, type_code};
+use crate::backend::check::{self, ensure};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -33,8 +34,7 @@ impl Cpu {
 
     pub(super) fn cast_elements(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
         let (n, to_type, from_type) = (out.elements(), out.dtype(), x.dtype());
-        let fits = n == x.elements() && (to_type == from_type || to_type.is_float() && from_type.is_float());
-        ensure(fits, "cast", || format!("{:?} {from_type} into {:?} {to_type}", x.shape(), out.shape()))?;
+        check::cast(out, x)?;
         let (to, from) = (Shared(out.host_bytes_mut()?), Shared(x.host_bytes().cast_mut()));
         self.run_chunks(n, GRAIN, |start, len| {
             let (to, from) = (to.at(start * to_type.size()), from.at(start * from_type.size()));
@@ -88,13 +88,7 @@ impl Cpu {
 
     pub(super) fn run_gather(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
         let cols = x.cols();
-        let fits = out.cols() == cols
-            && out.rows() == rows.elements()
-            && out.dtype().is_float()
-            && x.dtype().is_float();
-        ensure(fits, "gather_rows", || {
-            format!("{:?} rows of {:?} into {:?}", rows.shape(), x.shape(), out.shape())
-        })?;
+        check::gather_rows(out, x, rows)?;
         let numbers = self.row_numbers("gather_rows", rows, x.rows())?;
         let (to_type, from_type) = (out.dtype(), x.dtype());
         let (to, from) = (Shared(out.host_bytes_mut()?), Shared(x.host_bytes().cast_mut()));
@@ -110,12 +104,7 @@ impl Cpu {
     pub(super) fn run_scatter_add(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
         let cols = x.cols();
         let (to_type, from_type) = (out.dtype(), x.dtype());
-        let types =
-            matches!(from_type, DType::F32 | DType::BF16) && (to_type == from_type || to_type == DType::F32);
-        let fits = out.cols() == cols && x.rows() == rows.elements() && types;
-        ensure(fits, "scatter_add_rows", || {
-            format!("{:?} {from_type} at {:?} rows of {:?} {to_type}", x.shape(), rows.shape(), out.shape())
-        })?;
+        check::scatter_add_rows(out, x, rows)?;
         let numbers = self.row_numbers("scatter_add_rows", rows, out.rows())?;
         let (to, from) = (Shared(out.host_bytes_mut()?), Shared(x.host_bytes().cast_mut()));
         let width = 64;
@@ -148,13 +137,8 @@ impl Cpu {
         cols: usize,
         accumulate: bool,
     ) -> Result<()> {
-        let (out_cols, x_cols, dtype) = (out.cols(), x.cols(), out.dtype());
-        let fits = out.rows() == x.rows() && out_col + cols <= out_cols && x_col + cols <= x_cols;
-        ensure(
-            fits && dtype == x.dtype() && matches!(dtype, DType::F32 | DType::BF16),
-            "copy_columns",
-            || format!("{cols} columns from {x_col} of {:?} to {out_col} of {:?}", x.shape(), out.shape()),
-        )?;
+        let dtype = check::copy_columns(out, out_col, x, x_col, cols)?;
+        let (out_cols, x_cols) = (out.cols(), x.cols());
         let rows = x.rows();
         let (to, from) = (Shared(out.host_bytes_mut()?), Shared(x.host_bytes().cast_mut()));
         self.run_rows(rows, cols, |i| {
