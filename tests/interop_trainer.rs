@@ -11,7 +11,7 @@ use lowrank::data::Example;
 use lowrank::data::loader::{Loader, LoaderConfig};
 use lowrank::model::{Checkpoint, Model};
 use lowrank::optim::{OptimizerArguments, Schedule};
-use lowrank::train::{Event, Trainer, TrainingArguments};
+use lowrank::train::{Event, Interval, Trainer, TrainingArguments};
 use serde_json::Value;
 use std::sync::atomic::AtomicBool;
 
@@ -38,11 +38,32 @@ fn examples() -> Vec<Example> {
 #[test]
 fn ten_steps_equal_the_trainer_of_transformers() {
     for method in ["lora", "dora", "prefix", "prompt", "loraplus"] {
-        ten_steps(method);
+        train_as(method);
     }
 }
 
-fn ten_steps(method: &str) {
+/// PEFT's `update_and_allocate` after each of twenty steps takes the same ranks away.
+#[test]
+fn adalora_takes_away_the_ranks_that_peft_does() {
+    let output = train_as("adalora");
+    let settings = json("training/adalora/settings.json");
+    let mut allocated = 0;
+    for (i, expected) in settings["ranks"].as_array().unwrap().iter().enumerate() {
+        let file = output.path().join(format!("checkpoint-{}/adapter_config.json", i + 1));
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let mut ours = serde_json::Map::new();
+        for (name, kept) in config["rank_pattern"].as_object().into_iter().flatten() {
+            let bits = kept.as_array().unwrap().iter().map(|k| if k.as_bool().unwrap() { '1' } else { '0' });
+            ours.insert(name.strip_suffix(".lora_E").unwrap().to_string(), bits.collect::<String>().into());
+        }
+        allocated += usize::from(!ours.is_empty());
+        assert_eq!(Value::Object(ours), *expected, "step {}", i + 1);
+    }
+    assert_eq!(allocated, 16);
+}
+
+/// A run as the Trainer's of this golden folder; the folder that it wrote.
+fn train_as(method: &str) -> tempfile::TempDir {
     let at = |file: &str| format!("training/{method}/{file}");
     let settings = json(&at("settings.json"));
     let backend = Cpu::new(None).unwrap();
@@ -69,6 +90,7 @@ fn ten_steps(method: &str) {
         },
         max_grad_norm: Some(number("max_grad_norm")),
         max_steps: Some(number("max_steps") as usize),
+        save_strategy: if method == "adalora" { Interval::Steps(1) } else { Interval::No },
         ..TrainingArguments::default()
     };
     let loader = Loader::new(examples(), loader_config, 0).unwrap();
@@ -105,6 +127,7 @@ fn ten_steps(method: &str) {
         let difference = worst(&ours, &theirs);
         assert!(difference < 1e-4, "{method}: {name} differs by {difference}");
     }
+    output
 }
 
 #[test]

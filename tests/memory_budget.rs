@@ -46,8 +46,10 @@ fn batch(rows: usize) -> Batch {
 
 const LORA: &str = r#"{"peft_type": "LORA", "r": 8, "lora_dropout": 0.1}"#;
 
-fn adapt(model: &mut Model, settings: &str) -> Result<()> {
-    if settings == "full" { Full.attach(model, 0) } else { method(settings).attach(model, 3) }
+fn adapt(model: &mut Model, settings: &str) -> Result<Box<dyn Method>> {
+    let mut method: Box<dyn Method> = if settings == "full" { Box::new(Full) } else { method(settings) };
+    method.attach(model, 3)?;
+    Ok(method)
 }
 
 /// What a run of two steps takes: the arena's peak, the mapped weights and the threads' scratch memory.
@@ -64,7 +66,8 @@ fn measure(
     } else {
         Model::load(folder, &backend, options).unwrap()
     };
-    adapt(&mut model, settings).unwrap();
+    let mut method = adapt(&mut model, settings).unwrap();
+    method.begin(&model, 10).unwrap();
     model.gradient_checkpointing = arguments.gradient_checkpointing;
     let temporary = tempfile::tempdir().unwrap();
     let mut optimizer =
@@ -73,7 +76,9 @@ fn measure(
         model.params.zero_grads().unwrap();
         let dropout = lowrank::autograd::Dropout { seed: 1, step, first_row: 0 };
         model.train_step(&batch(arguments.rows), 1.0, Some(dropout)).unwrap();
+        method.regularize(&model).unwrap();
         optimizer.step(&backend, &mut model.params, 1e-3, 1.0).unwrap();
+        method.after_step(&mut model, step as usize, 1.0).unwrap();
     }
     if let Some(rows) = arguments.eval_rows {
         model.evaluate(&batch(rows)).unwrap();

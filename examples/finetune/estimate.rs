@@ -50,7 +50,7 @@ fn plan(args: &TrainArgs, length: usize, has_eval: bool) -> Result<(PlanArgument
     let dummy = args.model.load_format == LoadFormat::Dummy;
     let mut planner =
         Planner::new(&args.model.model, &open_backend(&args.model)?, options, dummy, |model| {
-            attach_method(args, model).map(|_| ())
+            attach_method(args, model)
         })?;
     let wanted = PlanArguments {
         rows: args.per_device_train_batch_size,

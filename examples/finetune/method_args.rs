@@ -66,6 +66,42 @@ pub struct MethodArgs {
     #[arg(long, value_parser = ["none", "all", "lora_only"], help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bias: Option<String>,
+    /// AdaLoRA's ranks of a module at the start [default: 12]
+    #[arg(long, value_name = "R", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_r: Option<usize>,
+    /// AdaLoRA's ranks of a module at the end, on average [default: 8]
+    #[arg(long, value_name = "R", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_r: Option<usize>,
+    /// Steps before AdaLoRA takes ranks away [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tinit: Option<usize>,
+    /// Steps at the end in which AdaLoRA's ranks stay as they are [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tfinal: Option<usize>,
+    /// Steps from one of AdaLoRA's allocations to the next [default: 1]
+    #[arg(long, alias = "deltaT", value_name = "N", help_heading = "Method")]
+    #[serde(rename = "deltaT", skip_serializing_if = "Option::is_none")]
+    pub delta_t: Option<usize>,
+    /// How slowly AdaLoRA's importance of a rank changes [default: 0.85]
+    #[arg(long, value_name = "BETA", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta1: Option<f64>,
+    /// The same for how much the importance varies [default: 0.85]
+    #[arg(long, value_name = "BETA", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta2: Option<f64>,
+    /// Weight of AdaLoRA's penalty on factors that are not orthogonal [default: 0.5]
+    #[arg(long, value_name = "X", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orth_reg_weight: Option<f64>,
+    /// Steps of AdaLoRA's schedule [default: those of the run]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_step: Option<usize>,
     /// Virtual tokens of prefix, prompt and ptuning [default: 20]
     #[arg(long, value_name = "N", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -94,7 +94,7 @@ impl Default for LoraConfig {
 }
 
 /// Keys that PEFT writes and this crate does not implement, with the values under which they do nothing.
-fn neutral_keys() -> Vec<(&'static str, Value)> {
+pub(super) fn neutral_keys() -> Vec<(&'static str, Value)> {
     vec![
         ("alora_invocation_tokens", Value::Null),
         ("arrow_config", Value::Null),

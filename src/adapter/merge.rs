@@ -2,7 +2,7 @@
 //! and little else, however large the model.
 //!
 //! LoRA: `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added. DoRA: each
-//! output's weights are scaled to its magnitude besides. IA3: outputs or inputs times their factors.
+//! output's weights are scaled to its magnitude besides. AdaLoRA and VeRA: changes of low rank with factors. IA3: outputs or inputs times their factors.
 
 use super::config::Bias;
 use super::io::{ADAPTER_FILE, check_all_used, open_adapter, take};
@@ -40,6 +40,13 @@ pub enum MergeRule {
         lora_bias: bool,
         /// Whether there are magnitudes.
         dora: bool,
+    },
+    /// `W += scale * B (E A)` with a factor per rank.
+    Factored {
+        /// Rank.
+        r: usize,
+        /// Factor on the change.
+        scale: f64,
     },
     /// `W += (lambda_b B) (lambda_d A)` with shared A and B.
     Vera {
@@ -261,6 +268,17 @@ impl Planner<'_> {
             }
             (MergeRule::LowRank { scale, lora_bias: true, .. }, "bias") => {
                 plan.bias_change = Some((self.take(&at("lora_B.bias"), &shape)?, scale as f32));
+            }
+            (MergeRule::Factored { r, scale }, "weight") => {
+                let (a, b) =
+                    (self.take(&at("lora_A"), &[r, inputs])?, self.take(&at("lora_B"), &[outputs, r])?);
+                let e = self.take(&at("lora_E"), &[r, 1])?;
+                let e = self.backend.to_vec::<f32>(&e)?;
+                let a: Vec<f32> = self.backend.to_vec::<f32>(&a)?;
+                let rows = a.chunks(inputs).zip(&e);
+                let a: Vec<f32> = rows.flat_map(|(row, e)| row.iter().map(move |x| x * e)).collect();
+                let a = self.backend.from_slice(&a, &[r, inputs])?;
+                plan.change = (r > 0).then_some(LowRank { a, b, scale: scale as f32, conv1d, factors: None });
             }
             (MergeRule::Vera { r }, "weight") => {
                 let (a, b) = self.vera(&at("vera_lambda_d"), &at("vera_lambda_b"), r, inputs, outputs)?;

@@ -1,5 +1,6 @@
 //! What a method of fine-tuning is, and the table of those there are.
 
+use super::adalora::AdaLoraConfig;
 use super::attach::Attachment;
 use super::bitfit::BitFitConfig;
 use super::bottleneck::BottleneckConfig;
@@ -27,6 +28,11 @@ pub trait Method: Debug + Send + Sync {
 
     /// PEFT's keys and values; empty if the method has no `adapter_config.json`.
     fn settings(&self) -> Settings;
+
+    /// Those of the settings that training does not change: a run goes on only with the same.
+    fn fixed_settings(&self) -> Settings {
+        self.settings()
+    }
 
     /// Adds parameters to `attachment` and puts them on the model, with initial values that follow from the
     /// attachment's seed. Settings are completed by what the model says.
@@ -89,6 +95,46 @@ pub trait Method: Debug + Send + Sync {
         self.attach(model, 0)?;
         self.load_values(model, dir)
     }
+
+    /// Prepares for a run of `total_steps` optimizer steps; what the method keeps from step to step is made here.
+    ///
+    /// # Errors
+    /// When the settings don't fit the run or memory can't be had.
+    fn begin(&mut self, _model: &Model, _total_steps: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// A penalty on the parameters, once in each step; its gradient is added to theirs.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    fn regularize(&self, _model: &Model) -> Result<f64> {
+        Ok(0.0)
+    }
+
+    /// Follows the optimizer's step numbered `step` from 0, which multiplied the gradients by `grad_scale`.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    fn after_step(&mut self, _model: &mut Model, _step: usize, _grad_scale: f32) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes to a checkpoint's folder what [`Method::save`] leaves out and the run needs to go on.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    fn save_state(&self, _model: &Model, _dir: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes parameters and state from a checkpoint of the same run.
+    ///
+    /// # Errors
+    /// When a tensor is missing, left over or of another shape.
+    fn load_state(&mut self, model: &mut Model, dir: &Path) -> Result<()> {
+        self.load_values(model, dir)
+    }
 }
 
 /// Writes `adapter_config.json`, unless there is nothing to write.
@@ -122,6 +168,12 @@ pub const METHODS: &[MethodRow] = &[
         peft_type: "LORA",
         about: "low-rank matrices beside linear layers; also DoRA, rsLoRA, PiSSA, OLoRA",
         read: |r| Ok(Box::new(LoraConfig::read(r)?)),
+    },
+    MethodRow {
+        name: "adalora",
+        peft_type: "ADALORA",
+        about: "LoRA whose ranks shrink where they matter least",
+        read: |r| Ok(Box::new(AdaLoraConfig::read(r)?)),
     },
     MethodRow {
         name: "adapter",

@@ -1,5 +1,6 @@
 //! Adapters: what is trained on top of a frozen base, in PEFT's terms and files.
 
+pub mod adalora;
 pub mod attach;
 pub mod bitfit;
 pub mod bottleneck;
@@ -13,12 +14,14 @@ pub mod lora;
 pub mod merge;
 pub mod method;
 pub mod prompt;
+pub mod rank_allocator;
 pub mod reader;
 pub mod residual;
 pub mod set;
 pub mod target;
 pub mod vera;
 
+pub use adalora::AdaLoraConfig;
 pub use bitfit::BitFitConfig;
 pub use bottleneck::BottleneckConfig;
 pub use config::{Bias, InitLoraWeights, LoraConfig};

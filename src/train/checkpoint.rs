@@ -88,6 +88,7 @@ pub fn save(
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
         method.save(model, &temporary)?;
+        method.save_state(model, &temporary)?;
         write_streamed(&temporary.join(OPTIMIZER_FILE), optimizer.tensors(&model.backend, &model.params))?;
         let text = serde_json::to_string_pretty(state).map_err(|e| Error::format(&dir, e.to_string()))?;
         write_atomic_bytes(&temporary.join(STATE_FILE), text.as_bytes())?;
@@ -111,7 +112,7 @@ pub fn save(
 pub fn load(
     dir: &Path,
     model: &mut Model,
-    method: &dyn Method,
+    method: &mut dyn Method,
     optimizer: &mut Optimizer,
 ) -> Result<TrainerState> {
     let path = dir.join(STATE_FILE);
@@ -120,15 +121,15 @@ pub fn load(
     }
     let state: TrainerState = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::format(&path, format!("not a trainer's state: {e}")))?;
-    let settings = method.settings();
-    if !settings.is_empty() && to_json(&read_adapter(dir)?.settings()) != to_json(&settings) {
+    let settings = method.fixed_settings();
+    if !settings.is_empty() && to_json(&read_adapter(dir)?.fixed_settings()) != to_json(&settings) {
         return Err(Error::format(
             dir.join(CONFIG_FILE),
             "the checkpoint's adapter has other settings than this run; resume with the same, or start anew \
              from its weights with --init-adapter",
         ));
     }
-    method.load_values(model, dir)?;
+    method.load_state(model, dir)?;
     let file = Checkpoint::open_file(&dir.join(OPTIMIZER_FILE))?;
     optimizer.load(&model.backend, &model.params, &file, state.global_step as u64)?;
     Ok(state)

@@ -1,6 +1,7 @@
 //! The memory of a run before it starts: the model is loaded, attached to and trained for a step on a backend that
 //! only counts, so that a plan follows every path that a run takes.
 
+use crate::adapter::Method;
 use crate::autograd::Dropout;
 use crate::backend::Backend;
 use crate::dtype::DType;
@@ -40,7 +41,7 @@ pub struct MemoryPlan {
     pub trainables: usize,
     /// Their gradients.
     pub gradients: usize,
-    /// The optimizer's state in memory.
+    /// The optimizer's state in memory, and what the method keeps from step to step.
     pub optimizer: usize,
     /// The most that a step's tensors take at once.
     pub activations: usize,
@@ -89,6 +90,8 @@ impl MemoryPlan {
 #[derive(Debug)]
 pub struct Planner {
     model: Model,
+    _method: Box<dyn Method>, // holds its state
+    state: usize,
     trainables: usize,
     loading: usize,
 }
@@ -104,7 +107,7 @@ impl Planner {
         backend: &Backend,
         options: LoadOptions,
         dummy: bool,
-        attach: impl FnOnce(&mut Model) -> Result<()>,
+        attach: impl FnOnce(&mut Model) -> Result<Box<dyn Method>>,
     ) -> Result<Self> {
         let config = ModelConfig::load(model_dir)?;
         let planner = backend.planner()?;
@@ -116,10 +119,13 @@ impl Planner {
             stored_weights(&model_dir.join("config.json"), &options)?
         };
         let mut model = Model::planned(config, &planner, options, stored)?;
-        attach(&mut model)?;
+        let mut method = attach(&mut model)?;
         let trainables = model.params.bytes();
         let loading = planner.arena().peak_bytes();
-        Ok(Planner { model, trainables, loading })
+        let before = planner.arena().live_bytes();
+        method.begin(&model, usize::MAX)?;
+        let state = planner.arena().live_bytes() - before;
+        Ok(Planner { model, _method: method, state, trainables, loading })
     }
 
     /// The plan of a run.
@@ -142,10 +148,10 @@ impl Planner {
         let elements = self.model.params.values().elements();
         let (optimizer, paged) = arguments.optimizer.state_bytes(elements);
         Ok(MemoryPlan {
-            base: held - self.trainables,
+            base: held - self.trainables - self.state,
             trainables: self.trainables,
             gradients: before - held,
-            optimizer,
+            optimizer: optimizer + self.state,
             activations: arena.peak_bytes() - before,
             scratch: backend.scratch_bytes(),
             process: PROCESS_BYTES,

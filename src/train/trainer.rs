@@ -69,7 +69,7 @@ impl<'a> Trainer<'a> {
     /// When memory can't be had or settings contradict each other.
     pub fn new(
         model: &'a mut Model,
-        method: Box<dyn Method>,
+        mut method: Box<dyn Method>,
         arguments: TrainingArguments,
         loader: Loader,
         eval_examples: Vec<Example>,
@@ -77,6 +77,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         check(&arguments, &eval_examples)?;
         let total_steps = arguments.total_steps(loader.steps_per_epoch());
+        method.begin(model, total_steps)?;
         let schedule = Schedule::new(
             arguments.lr_scheduler_type,
             arguments.learning_rate,
@@ -128,7 +129,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When the checkpoint is malformed, or of a run with other data or settings.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        let state = checkpoint::load(checkpoint, self.model, &*self.method, &mut self.optimizer)?;
+        let state = checkpoint::load(checkpoint, self.model, &mut *self.method, &mut self.optimizer)?;
         if let (Some(old), Some(new)) = (state.settings.as_object(), self.state.settings.as_object()) {
             for (key, value) in new {
                 if old.get(key) != Some(value) {
@@ -210,7 +211,7 @@ impl<'a> Trainer<'a> {
             sum = losses.iter().fold(sum, |sum, loss| sum + f64::from(*loss));
             first_row += batch.tokens();
         }
-        let loss = sum / counted.max(1) as f64;
+        let loss = sum / counted.max(1) as f64 + self.method.regularize(self.model)?;
         let grad_norm = match self.model.params.grads() {
             Some(grads) => self.model.backend.sum_squares(grads)?.sqrt(),
             None => 0.0,
@@ -224,6 +225,7 @@ impl<'a> Trainer<'a> {
         let grad_scale = clip_scale(grad_norm, self.arguments.max_grad_norm);
         let backend = self.model.backend.clone();
         self.optimizer.step(&backend, &mut self.model.params, learning_rate, grad_scale)?;
+        self.method.after_step(self.model, step, grad_scale)?;
         self.state.global_step += 1;
         self.state.tokens += first_row as u64;
         self.state.loader = self.loader.state().clone();
@@ -291,7 +293,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         };
         let dir = checkpoint::checkpoint_dir(&self.output, best.step);
-        self.method.load_values(self.model, &dir)
+        self.method.load_state(self.model, &dir)
     }
 }
 

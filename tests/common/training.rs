@@ -21,11 +21,12 @@ pub enum Trained {
 }
 
 /// Settings of every method, as on the command line.
-pub const METHOD_SETTINGS: [&str; 16] = [
+pub const METHOD_SETTINGS: [&str; 17] = [
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1}"#,
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_dora": true, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa", "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "olora", "lora_dropout": 0.1}"#,
+    r#"{"peft_type": "ADALORA", "init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 2, "lora_dropout": 0.1}"#,
     r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}"#,
     r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5, "prefix_projection": true, "encoder_hidden_size": 7}"#,
     r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}"#,

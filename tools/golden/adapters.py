@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from peft import (
+    AdaLoraConfig,
     IA3Config,
     LNTuningConfig,
     LoraConfig,
@@ -65,6 +66,7 @@ def variants(name: str) -> dict[str, dict]:
     return full
 
 
+ADALORA = dict(init_r=3, target_r=2, lora_alpha=5, total_step=10, tinit=2, tfinal=3, deltaT=2, task_type="CAUSAL_LM")
 METHOD_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "llama_rope_parameters")
 
 
@@ -98,7 +100,14 @@ def methods(name: str) -> dict[str, PeftConfig]:
         "ia3": IA3Config(**task, **scaled),
         "vera": VeraConfig(**task, r=3, **targets),
         "ln_tuning": LNTuningConfig(**task, **norms),
-    }
+        "adalora": AdaLoraConfig(**ADALORA, **targets),
+    } | ({} if name != "llama" else {
+        # One layer of every rank, none among them.
+        "adalora_pruned": AdaLoraConfig(**ADALORA, target_modules=["q_proj", "v_proj"], rank_pattern={
+            f"model.layers.{layer}.self_attn.{module}.lora_E": [bool(bits & bit) for bit in (1, 2, 4)]
+            for (layer, module), bits in zip([(0, "q_proj"), (0, "v_proj"), (1, "q_proj"), (1, "v_proj")], [2, 0, 5, 7])
+        }),
+    })
 
 
 def encoder_of(model: PeftModel) -> torch.nn.Module | None:

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -76,6 +76,24 @@ def token_weighted_loss(model: torch.nn.Module, rows: list[dict]) -> float:
     return total / count
 
 
+def orthogonality(model: PeftModel) -> float:
+    """The mean of |P P^T - 1| over AdaLoRA's factors."""
+    factors = [p if "lora_A" in key else p.T for key, p in model.named_parameters() if "lora_A" in key or "lora_B" in key]
+    return sum(torch.linalg.norm(p @ p.T - torch.eye(p.shape[0])).item() for p in factors) / len(factors)
+
+
+class RankRecorder(TrainerCallback):
+    """Lets AdaLoRA allocate ranks after each step, and keeps which were left."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model, self.ranks = model, []
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self.model.base_model.update_and_allocate(state.global_step)
+        pattern = self.model.peft_config["default"].rank_pattern or {}
+        self.ranks.append({key.removesuffix(".lora_E.default"): "".join("01"[kept] for kept in value) for key, value in pattern.items()})
+
+
 TASK = dict(task_type="CAUSAL_LM")
 LORA = dict(r=4, lora_alpha=5, target_modules="all-linear", **TASK)
 METHODS = {
@@ -84,6 +102,11 @@ METHODS = {
     "prefix": PrefixTuningConfig(num_virtual_tokens=3, **TASK),
     "prompt": PromptTuningConfig(num_virtual_tokens=3, **TASK),
 }
+# Twenty steps: PEFT adds the penalty to every micro-batch's loss, so each step has one.
+ADALORA = AdaLoraConfig(
+    init_r=4, target_r=2, lora_alpha=5, tinit=3, tfinal=5, deltaT=2, total_step=20, orth_reg_weight=0.1,
+    target_modules=["q_proj", "v_proj", "down_proj"], **TASK,
+)
 
 
 def make(folder: Path, base: Path) -> None:
@@ -93,6 +116,7 @@ def make(folder: Path, base: Path) -> None:
     for name, config in METHODS.items():
         run(folder / name, base, config, rows)
     run(folder / "loraplus", base, LoraConfig(**LORA), rows, ratio=8.0)
+    run(folder / "adalora", base, ADALORA, rows)
 
 
 def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict], ratio: float | None = None) -> None:
@@ -106,8 +130,13 @@ def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict], ratio: f
     if hasattr(model, "prompt_encoder"):
         # With virtual tokens the Trainer averages micro-batches, not tokens: one micro-batch a step.
         settings = SETTINGS | dict(per_device_train_batch_size=BATCH * ACCUMULATION, gradient_accumulation_steps=1)
-    first_rows = rows[: BATCH * ACCUMULATION]
+    adalora = config.peft_type == "ADALORA"
+    if adalora:
+        settings = SETTINGS | dict(gradient_accumulation_steps=1, max_steps=config.total_step)
+    first_rows = rows[: settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]]
     expected = token_weighted_loss(model, first_rows)
+    if adalora:
+        expected += config.orth_reg_weight * orthogonality(model)
 
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as scratch:
@@ -132,10 +161,15 @@ def run(folder: Path, base: Path, config: PeftConfig, rows: list[dict], ratio: f
             )
         trainer = Trainer(optimizers=(optimizer, None), model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[recorder])
         trainer.remove_callback(PrinterCallback)
+        if adalora:
+            ranks = RankRecorder(trainer.model)
+            trainer.add_callback(ranks)
         trainer.train()
     if abs(recorder.log[0]["loss"] - expected) > 1e-5:
         raise SystemExit(f"error: the Trainer's loss {recorder.log[0]['loss']} is not the token-weighted {expected}")
     adapters.save_adapter(model, folder / "final_adapter")
     settings = settings | ({} if ratio is None else dict(loraplus_lr_ratio=ratio))
+    if adalora:
+        settings["ranks"] = ranks.ranks
     settings = {"model": base.name, "optim": "adamw_torch", **settings, "steps": recorder.log}
     (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
