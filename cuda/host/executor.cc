@@ -217,6 +217,11 @@ std::string Executor::deadlock() {
     return text;
 }
 
+static std::string thread_text(const Lane &lane) {
+    return std::string("kernel ") + executor->kernel->name + ", " + block_text(lane.block->index) + ", thread " +
+        std::to_string(index_in_block(lane)) + ": ";
+}
+
 void fail(const char *format, ...) {
     char what[2048];
     va_list arguments;
@@ -224,8 +229,7 @@ void fail(const char *format, ...) {
     vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
     Lane *lane = this_lane();
-    executor->failure = std::string("kernel ") + executor->kernel->name + ", " + block_text(lane->block->index) +
-        ", thread " + std::to_string(index_in_block(*lane)) + ": " + what;
+    executor->failure = thread_text(*lane) + what;
     executor->go_to(nullptr, &lane->context);
     __builtin_unreachable();
 }
@@ -331,6 +335,8 @@ SharedArray Executor::take_shared(const void *key, const char *name, size_t byte
 
 // ---- Launches ----
 
+static std::string fault_text(const Fault &fault);
+
 // Prepares for blocks of one shape.
 void Executor::begin(const unsigned block_dim[3], const unsigned grid[3], size_t cluster_blocks) {
     unsigned threads = block_dim[0] * block_dim[1] * block_dim[2];
@@ -375,7 +381,9 @@ void Executor::run_cluster(unsigned shared_bytes) {
         make_ready(&lane);
     }
     executor = this;
+    fault.signal = 0;
     go_to(choose(), &main_context);
+    if (fault.signal != 0) failure = fault_text(fault);
     executor = nullptr;
     for (Lane &lane : lanes) {
         if (lane.stack.pages != nullptr) stacks.push_back(lane.stack);
@@ -415,12 +423,22 @@ static void on_fault(int signal, siginfo_t *info, void *context) {
         sigaction(signal, &previous, nullptr);
         return;
     }
-    const Lane *lane = this_lane();
-    std::string after = lane->operation == nullptr ? "" : ", after " + site_text(lane->operation, lane->site);
-    if (signal == SIGFPE) fail("integer division by zero%s", after.c_str());
-    if (signal == SIGSEGV && info->si_code == SI_KERNEL)
-        fail("an access that is misaligned or to no address at all%s", after.c_str());
-    fail("access to %p, %s%s", info->si_addr, describe_address(info->si_addr).c_str(), after.c_str());
+    // The signal's stack is small: what happened is told by run_cluster.
+    Lane *lane = this_lane();
+    executor->fault = Fault{lane, signal, info->si_code == SI_KERNEL ? nullptr : info->si_addr};
+    executor->go_to(nullptr, &lane->context);
+}
+
+static std::string fault_text(const Fault &fault) {
+    std::string what = "access to an address that is misaligned or none at all";
+    if (fault.signal == SIGFPE) what = "integer division by zero";
+    else if (fault.address != nullptr) {
+        char address[32];
+        snprintf(address, sizeof address, "%p", fault.address);
+        what = std::string("access to ") + address + ", " + describe_address(fault.address);
+    }
+    const Lane &lane = *fault.lane;
+    return thread_text(lane) + what + (lane.operation == nullptr ? "" : ", after " + site_text(lane.operation, lane.site));
 }
 
 static void install_handlers() {

@@ -116,6 +116,13 @@ struct Block : BlockView {
     std::vector<SharedArray> shared; // the first is the dynamic one
 };
 
+// A signal inside of a kernel; no address where the processor tells none.
+struct Fault {
+    const Lane *lane;
+    int signal;
+    const void *address;
+};
+
 struct Executor {
     const Kernel *kernel;
     const void *params;
@@ -129,6 +136,7 @@ struct Executor {
     void *main_context = nullptr;
     std::vector<Stack> stacks;
     std::vector<Region> regions; // not in use
+    Fault fault;
     std::string failure;
 
     void begin(const unsigned block[3], const unsigned grid[3], size_t cluster_blocks);
