@@ -60,11 +60,21 @@ INLINE size_t first_seen(const struct attention_args *g, size_t visible) {
     return g->window && visible > g->window ? visible - g->window : 0;
 }
 
-// exp(s - m) over the keys seen of the first `visible`, zeros elsewhere up to `end`; returns the sum.
-static float softmax_row(const struct attention_args *g, float *s, size_t visible, size_t end, float *max_out) {
+// Keys beyond a window are left out by so many at a time, whatever the instruction set: a multiple of every NR.
+#define KEY_BLOCK 32
+
+// The first key that is computed with for a block of queries, the first of which has so many keys before and at it. What
+// is left out would add zeros.
+INLINE size_t first_needed(const struct attention_args *g, size_t visible) {
+    return first_seen(g, visible) / KEY_BLOCK * KEY_BLOCK;
+}
+
+// exp(s - m) over the keys seen of the first `visible`, zeros elsewhere in [from, end); returns the sum.
+static float softmax_row(const struct attention_args *g, float *s, size_t visible, size_t from, size_t end,
+                         float *max_out) {
     vf top = vf_set1(-INFINITY), sum = vf_zero();
     size_t unseen = first_seen(g, visible);
-    for (size_t j = 0; j < visible; j += LANES) {
+    for (size_t j = from; j < visible; j += LANES) {
         vf x = score(vf_load(s + j), g);
         vf_store(s + j, x);
         if (j < unseen) {
@@ -79,7 +89,7 @@ static float softmax_row(const struct attention_args *g, float *s, size_t visibl
         top = vf_max(top, x);
     }
     float m = vf_max_lane(top);
-    for (size_t j = 0; j < end; j += LANES) {
+    for (size_t j = from; j < end; j += LANES) {
         vf e = vf_zero();
         if (j < visible) {
             e = v_exp(vf_sub(vf_load(s + j), vf_set1(m)));
@@ -104,45 +114,75 @@ static size_t scratch_floats(size_t q_len, size_t k_len, size_t head_dim, int32_
     return 3 * (keys + 1) * dim + 2 * block * keys + a_buffer + 3 * block * dim + q_len;
 }
 
-static void attention(const struct attention_args *g, size_t first, size_t last, float *scratch) {
+static int all_finite(const float *x, size_t ld, size_t rows, size_t cols) {
+    vf bad = vf_zero();
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j += LANES) bad = vf_add(bad, vf_mul(vf_load(x + i * ld + j), vf_zero()));
+    return vf_sum(bad) == 0.0f;
+}
+
+// o = e v for m queries from `row` on, each of the values that it sees alone: what is not finite must not get through a
+// probability of zero. e begins at key `from`. Leaves `packed` with other content.
+static void product_by_rows(const struct attention_args *g, float *o, size_t dim, size_t row, size_t m, const float *e,
+                            size_t e_ld, size_t from, uint32_t *packed, uint32_t *a_buffer) {
     int bf16 = g->type == TYPE_BF16;
-    size_t d = g->head_dim, past = g->k_len - g->q_len, seen = last + past;
-    size_t keys = round_up(g->k_len, NR), dim = round_up(d, NR), d_ku = units(d, bf16), k_ku = units(seen, bf16);
+    size_t d = g->head_dim, past = g->k_len - g->q_len;
+    for (size_t i = 0; i < m; i++) {
+        size_t visible = row + i + past + 1, unseen = first_seen(g, visible), n = visible - unseen;
+        pack_b(packed, operand(at(g->v, unseen * g->k_ld, g->type), g->k_ld, g->type, 0), d, n, bf16);
+        product(o + i * dim, dim, 1, d, n, operand(at(e + i * e_ld, unseen - from, g->type), n, g->type, 0), packed,
+                units(n, bf16), 1, bf16, a_buffer);
+    }
+}
+
+static void attention(const struct attention_args *g, size_t first, size_t last, float *scratch) {
+    int bf16 = g->type == TYPE_BF16, type = g->type;
+    size_t d = g->head_dim, past = g->k_len - g->q_len, lowest = first_needed(g, first + past + 1);
+    size_t packed = last + past - lowest; // keys from the lowest on
+    size_t keys = round_up(g->k_len, NR), dim = round_up(d, NR), d_ku = units(d, bf16), k_ku = units(packed, bf16);
     uint32_t *kt = (uint32_t *)scratch;
     uint32_t *v = kt + keys * dim;
     float *s = (float *)(v + (keys + 1) * dim);
     uint32_t *a_buffer = (uint32_t *)(s + MR * keys);
     float *o = (float *)(a_buffer + MR * (keys > dim ? keys : dim));
-    pack_b(kt, operand(g->k, g->k_ld, g->type, 1), seen, d, bf16);
-    pack_b(v, operand(g->v, g->k_ld, g->type, 0), d, seen, bf16);
+    struct gemm_operand values = operand(at(g->v, lowest * g->k_ld, type), g->k_ld, type, 0);
+    pack_b(kt, operand(at(g->k, lowest * g->k_ld, type), g->k_ld, type, 1), packed, d, bf16);
+    pack_b(v, values, d, packed, bf16);
     for (size_t row = first; row < last; row += MR) {
         size_t m = min_size(MR, last - row), visible_all = row + m + past, end = round_up(visible_all, LANES);
-        product(s, keys, m, visible_all, d, operand(at(g->q, row * g->q_ld, g->type), g->q_ld, g->type, 0), kt, d_ku,
-                1, bf16, a_buffer);
+        size_t from = first_needed(g, row + past + 1), n = visible_all - from;
+        float *e = s + from;
+        product(e, keys, m, n, d, operand(at(g->q, row * g->q_ld, type), g->q_ld, type, 0), kt + (from - lowest) * d_ku,
+                d_ku, 1, bf16, a_buffer);
         float sums[MR];
         for (size_t i = 0; i < m; i++) {
             float max;
-            sums[i] = softmax_row(g, s + i * keys, row + i + past + 1, end, &max);
+            sums[i] = softmax_row(g, s + i * keys, row + i + past + 1, from, end, &max);
             g->lse[(row + i) * g->lse_ld] = max + s_log(sums[i]);
         }
-        if (bf16) round_rows(s, m, keys, end);
-        product(o, dim, m, d, visible_all, rows_operand(s, keys, bf16, 0), v, k_ku, 1, bf16, a_buffer);
+        if (bf16) round_rows(e, m, keys, end - from);
+        product(o, dim, m, d, n, rows_operand(e, keys, bf16, 0), v + units(from - lowest, bf16) * NR, k_ku, 1, bf16,
+                a_buffer);
+        if (!all_finite(o, dim, m, d)) {
+            product_by_rows(g, o, dim, row, m, e, keys, from, v, a_buffer);
+            pack_b(v, values, d, packed, bf16);
+        }
         for (size_t i = 0; i < m; i++)
             for (size_t j = 0; j < d; j += LANES)
-                v_store_part(at_mut(g->out, (row + i) * g->out_ld + j, g->type),
-                             vf_div(vf_load(o + i * dim + j), vf_set1(sums[i])), d - j, g->type);
+                v_store_part(at_mut(g->out, (row + i) * g->out_ld + j, type),
+                             vf_div(vf_load(o + i * dim + j), vf_set1(sums[i])), d - j, type);
     }
 }
 
-// p = exp(scale s - lse), and ds = scale p (dp - delta), for the rows of a block; zeros where unseen.
-static void score_gradients(const struct attention_args *g, float *p, float *ds, size_t keys, size_t row,
-                            size_t m, size_t end, const float *delta) {
+// p = exp(scale s - lse), and ds = scale p (dp - delta), for the rows of a block and keys [from, end); zeros where unseen.
+static void score_gradients(const struct attention_args *g, float *p, float *ds, size_t keys, size_t row, size_t m,
+                            size_t from, size_t end, const float *delta) {
     size_t past = g->k_len - g->q_len;
     vf factor = vf_set1(g->scale);
     for (size_t i = 0; i < m; i++) {
         size_t visible = row + i + past + 1, unseen = first_seen(g, visible);
         vf lse = vf_set1(g->lse[(row + i) * g->lse_ld]), di = vf_set1(delta[row + i]);
-        for (size_t j = 0; j < end; j += LANES) {
+        for (size_t j = from; j < end; j += LANES) {
             vf e = vf_zero(), grad = vf_zero();
             if (j < visible && j + LANES > unseen) {
                 vf s = score(vf_load(p + i * keys + j), g);
@@ -199,23 +239,28 @@ static void attention_backward(const struct attention_args *g, float *scratch) {
     }
     for (size_t row = 0; row < g->q_len; row += block) {
         size_t m = min_size(block, g->q_len - row), seen = row + m + past, end = round_up(seen, LANES);
+        size_t from = first_needed(g, row + past + 1), n = seen - from;
         struct gemm_operand q = operand(at(g->q, row * g->q_ld, type), g->q_ld, type, 0);
         struct gemm_operand dout = operand(at(g->dout, row * g->out_ld, type), g->out_ld, type, 0);
-        product(p, keys, m, seen, d, q, kt, d_ku, 1, bf16, a_buffer);
-        product(ds, keys, m, seen, d, dout, vt, d_ku, 1, bf16, a_buffer);
-        score_gradients(g, p, ds, keys, row, m, end, delta);
+        float *p_from = p + from, *ds_from = ds + from;
+        product(p_from, keys, m, n, d, q, kt + from * d_ku, d_ku, 1, bf16, a_buffer);
+        product(ds_from, keys, m, n, d, dout, vt + from * d_ku, d_ku, 1, bf16, a_buffer);
+        score_gradients(g, p, ds, keys, row, m, from, end, delta);
         if (bf16) {
-            round_rows(p, m, keys, end);
-            round_rows(ds, m, keys, end);
+            round_rows(p_from, m, keys, end - from);
+            round_rows(ds_from, m, keys, end - from);
         }
-        product(dq, dim, m, d, seen, rows_operand(ds, keys, bf16, 0), k, units(g->k_len, bf16), 1, bf16, a_buffer);
+        product(dq, dim, m, d, n, rows_operand(ds_from, keys, bf16, 0), k + units(from, bf16) * NR,
+                units(g->k_len, bf16), 1, bf16, a_buffer);
         for (size_t i = 0; i < m; i++)
             for (size_t j = 0; j < d; j += LANES)
                 v_store_part(at_mut(g->dq, (row + i) * g->q_ld + j, type), vf_load(dq + i * dim + j), d - j, type);
         pack_b(q_packed, q, d, m, bf16);
         pack_b(dout_packed, dout, d, m, bf16);
-        product(g->dv, dim, seen, d, m, rows_operand(p, keys, bf16, 1), dout_packed, units(m, bf16), 0, bf16, a_buffer);
-        product(g->dk, dim, seen, d, m, rows_operand(ds, keys, bf16, 1), q_packed, units(m, bf16), 0, bf16, a_buffer);
+        product(g->dv + from * dim, dim, n, d, m, rows_operand(p_from, keys, bf16, 1), dout_packed, units(m, bf16), 0,
+                bf16, a_buffer);
+        product(g->dk + from * dim, dim, n, d, m, rows_operand(ds_from, keys, bf16, 1), q_packed, units(m, bf16), 0,
+                bf16, a_buffer);
     }
 }
 

@@ -80,7 +80,9 @@ impl<R: Real> Inputs<'_, R> {
             lse[(s.q_start + i) * self.shape.n_heads + head] = top + total.ln();
             let at = self.query(s, i, head);
             for c in 0..self.shape.head_dim {
-                let pair = |j: usize| (e[j].rounded(self.dtype), self.v[self.key(s, j, head) + c]);
+                // What is not finite must not get through a probability of zero.
+                let value = |j: usize| if seen(j) { self.v[self.key(s, j, head) + c] } else { R::zero() };
+                let pair = |j: usize| (e[j].rounded(self.dtype), value(j));
                 out[at + c] = dot(e.len(), pair, R::zero(), self.dtype) / total;
             }
         }
