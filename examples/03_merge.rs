@@ -1,7 +1,7 @@
 //! Merges an adapter into its base, tensor by tensor: `03_merge MODEL_DIR ADAPTER_DIR OUTPUT_DIR`
 
 use lowrank::Result;
-use lowrank::adapter::merge::merge;
+use lowrank::adapter::merge::{MergeOptions, merge};
 use std::path::Path;
 
 fn main() -> Result<()> {
@@ -10,6 +10,8 @@ fn main() -> Result<()> {
         eprintln!("usage: 03_merge MODEL_DIR ADAPTER_DIR OUTPUT_DIR");
         std::process::exit(2);
     };
-    println!("{}", merge(Path::new(model), Path::new(adapter), Path::new(output))?);
+    let (model, adapter, output) = (Path::new(model), Path::new(adapter), Path::new(output));
+    let merged = merge(model, adapter, output, &MergeOptions::default())?;
+    println!("{} of {} tensors changed", merged.adapted, merged.tensors);
     Ok(())
 }

@@ -121,7 +121,40 @@ fn train_eval_generate_merge_inspect() {
     assert!((last - loss).abs() < 1e-6, "train's last evaluation {last}, eval's {loss}");
 
     let merged = folder.path().join("merged").display().to_string();
-    succeed(&["merge", "--model", &model, "--adapter", &adapter, "--output", &merged]);
+    let report: Value = serde_json::from_str(&succeed(&[
+        "merge",
+        "--model",
+        &model,
+        "--adapter",
+        &adapter,
+        "--output",
+        &merged,
+        "--json",
+    ]))
+    .unwrap();
+    assert!(report["adapted"].as_u64().unwrap() > 0 && report["logits"]["tokens"].as_u64().unwrap() > 20);
+    let largest = report["logits"]["largest_difference"].as_f64().unwrap();
+    assert!(largest < 0.1 && report["logits"]["mean_difference"].as_f64().unwrap() <= largest);
+    assert!(report["logits"]["same_top_token"].as_f64().unwrap() > 0.9);
+    let dequantized = folder.path().join("dequantized").display().to_string();
+    let text = succeed(&[
+        "merge",
+        "--model",
+        &model,
+        "--adapter",
+        &adapter,
+        "--output",
+        &dequantized,
+        "--quant",
+        "nf4",
+        "--onto",
+        "dequantized",
+        "--prompt",
+        "A hammer is",
+    ]);
+    assert!(
+        text.contains("largest difference") && Path::new(&dequantized).join("model.safetensors").is_file()
+    );
     let of_merged = eval(&["--model", &merged])["loss"].as_f64().unwrap();
     assert!((of_merged - loss).abs() < 0.05, "merged {of_merged}, adapter {loss}");
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::golden::{FAMILIES, Golden, path, variants, worst};
 use lowrank::DType;
-use lowrank::adapter::merge::{merge, merge_sharded};
+use lowrank::adapter::merge::{MergeOptions, merge};
 use lowrank::adapter::{InitLoraWeights, LoraConfig, Method, TargetModules, Targeting};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
@@ -20,11 +20,14 @@ fn merged_logits_equal_those_with_the_adapter() {
             let output = parent.path().join("merged");
             if variant.starts_with('p') && variant != "plain" && variant != "patterns" {
                 // Virtual tokens are no weights.
-                let error = merge(&path(family), &path(&what), &output).unwrap_err().to_string();
+                let error = merge(&path(family), &path(&what), &output, &MergeOptions::default())
+                    .unwrap_err()
+                    .to_string();
                 assert!(error.contains("can't be merged"), "{what}: {error}");
                 continue;
             }
-            merge(&path(family), &path(&what), &output).unwrap_or_else(|e| panic!("{what}: {e}"));
+            merge(&path(family), &path(&what), &output, &MergeOptions::default())
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
             let model = Model::load(&output, &backend, DType::F32).unwrap();
             let golden = Golden::open(&format!("{what}/golden.safetensors"));
             let batch = Golden::open(&format!("{family}/golden.safetensors")).batch();
@@ -84,7 +87,13 @@ fn heads_are_untied_where_they_were_trained() {
         let adapter = parent.path().join("adapter");
         config.save(&model, &adapter).unwrap();
         let output = parent.path().join("merged");
-        merge_sharded(parent.path(), &adapter, &output, 8192).unwrap_or_else(|e| panic!("{what}: {e}"));
+        merge(
+            parent.path(),
+            &adapter,
+            &output,
+            &MergeOptions { shard_bytes: 8192, ..MergeOptions::default() },
+        )
+        .unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(output.join("model.safetensors.index.json").is_file(), "{what}: not sharded");
         let merged = Model::load(&output, &backend, DType::F32).unwrap();
         assert!(!merged.config.tie_word_embeddings, "{what}: still tied");
@@ -105,7 +114,9 @@ fn an_adapter_that_lacks_modules_is_not_merged() {
     fs::write(adapter.join("adapter_model.safetensors"), safetensors::serialize(kept, None).unwrap())
         .unwrap();
     fs::copy(path("llama/plain/adapter_config.json"), adapter.join("adapter_config.json")).unwrap();
-    let error = merge(&path("llama"), &adapter, &parent.path().join("merged")).unwrap_err().to_string();
+    let error = merge(&path("llama"), &adapter, &parent.path().join("merged"), &MergeOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("layers.1.self_attn.q_proj.lora_A.weight") && error.contains("missing"),
         "{error}"

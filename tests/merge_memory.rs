@@ -1,6 +1,6 @@
 //! Merging holds little in memory however large the base is. Alone in its process, whose peak it measures.
 
-use lowrank::adapter::merge::merge;
+use lowrank::adapter::merge::{MergeOptions, merge};
 use lowrank::train::metrics::peak_memory_bytes;
 use serde_json::json;
 use std::fs;
@@ -62,7 +62,7 @@ fn memory_does_not_grow_with_the_base() {
         ],
     );
     let before = peak_memory_bytes();
-    merge(&base, &adapter, &parent.path().join("merged")).unwrap();
+    merge(&base, &adapter, &parent.path().join("merged"), &MergeOptions::default()).unwrap();
     let grown = peak_memory_bytes().saturating_sub(before);
     assert!(grown < 160 << 20, "merging 768 MiB took {} MiB more", grown >> 20);
     let merged = fs::metadata(parent.path().join("merged/model.safetensors")).unwrap().len();

@@ -5,7 +5,7 @@ mod common;
 use common::golden::path;
 use lowrank::DType;
 use lowrank::adapter::load_adapter;
-use lowrank::adapter::merge::merge;
+use lowrank::adapter::merge::{MergeOptions, merge};
 use lowrank::adapter::{LoraConfig, Method, TargetModules, Targeting};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
@@ -153,12 +153,13 @@ fn low_rank_matrices_on_the_head() {
 fn merging_what_does_not_fit_leaves_nothing_behind() {
     let parent = tempfile::tempdir().unwrap();
     let output = parent.path().join("merged");
-    let error = merge(&path("mistral"), copy("llama/plain").path(), &output).unwrap_err().to_string();
+    let merge = |base: &str, adapter: &Path| merge(&path(base), adapter, &output, &MergeOptions::default());
+    let error = merge("mistral", copy("llama/plain").path()).unwrap_err().to_string();
     expect(&error, &["another base"]);
-    let error = merge(&path("gpt2"), copy("llama/plain").path(), &output).unwrap_err().to_string();
+    let error = merge("gpt2", copy("llama/plain").path()).unwrap_err().to_string();
     expect(&error, &["_proj`", "c_attn"]);
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     fs::create_dir(&output).unwrap();
-    let error = merge(&path("llama"), copy("llama/plain").path(), &output).unwrap_err().to_string();
+    let error = merge("llama", copy("llama/plain").path()).unwrap_err().to_string();
     expect(&error, &["exists already"]);
 }

@@ -4,6 +4,7 @@ mod common;
 
 use common::golden::path;
 use lowrank::DType;
+use lowrank::adapter::merge::{MergeOptions, Onto, merge};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::quantize::quantize;
 use lowrank::model::{LoadOptions, Model};
@@ -167,12 +168,14 @@ fn settings_that_do_not_fit_the_checkpoint() {
 fn merging_into_a_quantized_base() {
     let output = tempfile::tempdir().unwrap();
     let adapter = path(&format!("llama/{}", common::golden::variants("llama")[0]));
-    let error = lowrank::adapter::merge::merge(
-        &path("quant/llama_nf4_nested"),
-        &adapter,
-        &output.path().join("merged"),
-    );
-    expect(&error.unwrap_err().to_string(), &["proj.weight", "quantized from"]);
+    let into = |folder: &str, onto: Onto, format: Option<&str>| {
+        let quant = format.map(|name| QuantConfig::new(Format::by_name(name).unwrap()));
+        let options = MergeOptions { onto, quant, ..MergeOptions::default() };
+        merge(&path(folder), &adapter, &output.path().join("merged"), &options).unwrap_err().to_string()
+    };
+    expect(&into(FOLDER, Onto::Original, None), &["quantized from", "--onto dequantized"]);
+    expect(&into(FOLDER, Onto::Dequantized, Some("int8")), &["is in nf4, not int8"]);
+    expect(&into("llama", Onto::Dequantized, None), &["--quant nf4"]);
     assert!(!output.path().join("merged").exists());
 }
 

@@ -354,17 +354,37 @@ pub struct GenerateArgs {
     pub json: bool,
 }
 
+/// The weights that an adapter is merged onto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OntoArg {
+    /// Those of the model's files
+    Original,
+    /// What the quantized base of the training stands for: --quant, or a model quantized by bitsandbytes
+    Dequantized,
+}
+
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// Folder of the base model
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Adapter folder
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
     /// Folder for the merged model; must not exist
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
+    /// The weights that the adapter is merged onto
+    #[arg(long, value_enum, default_value = "original")]
+    pub onto: OntoArg,
+    /// Compare the logits of base and adapter with the merged model's
+    #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "true|false")]
+    pub report: bool,
+    /// Text to compare them on; may be given several times; a few short ones by default
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,11 @@
 //! `eval`, `merge` and `inspect`, and what all commands share.
 
-use crate::args::{CombineArgs, EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, QuantizeArgs};
+use crate::args::{
+    CombineArgs, EvalArgs, InspectArgs, LoadFormat, MergeArgs, ModelArgs, OntoArg, QuantizeArgs,
+};
 use crate::train::load_data;
 use lowrank::adapter::combine::CombinationType;
+use lowrank::adapter::merge::{Drift, MergeOptions, Onto, compare};
 use lowrank::adapter::reader::to_json;
 use lowrank::adapter::{LoraConfig, load_adapter, read_adapter, select_targets};
 use lowrank::backend::Backend;
@@ -130,10 +133,74 @@ pub fn combine(args: &CombineArgs) -> Result<()> {
     Ok(())
 }
 
+/// What merged models are compared on unless the user says.
+const PROMPTS: [&str; 4] = [
+    "The capital of France is",
+    "Once upon a time, there was a small house at the edge of the forest.",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "Question: What is 17 + 25?\nAnswer:",
+];
+
 pub fn merge(args: &MergeArgs) -> Result<()> {
-    let summary = lowrank::adapter::merge::merge(&args.model, &args.adapter, &args.output)?;
-    eprintln!("{summary}; the merged model is in {}", args.output.display());
+    let model = &args.model;
+    if model.load_format != LoadFormat::Auto {
+        return Err(Error::config("command line", "--load-format", "random weights can't be merged into"));
+    }
+    let onto = match args.onto {
+        OntoArg::Original => Onto::Original,
+        OntoArg::Dequantized => Onto::Dequantized,
+    };
+    let quant = quant_config(model)?;
+    let options = MergeOptions { onto, quant, threads: model.threads, ..MergeOptions::default() };
+    let merged = lowrank::adapter::merge::merge(&model.model, &args.adapter, &args.output, &options)?;
+    let drift = if args.report { drift(args)? } else { None };
+    if args.json {
+        let drift = drift.map(|d| {
+            json!({
+                "tokens": d.tokens, "largest_difference": d.largest, "mean_difference": d.mean,
+                "same_top_token": d.same_top_token,
+            })
+        });
+        println!("{}", json!({"adapted": merged.adapted, "tensors": merged.tensors, "logits": drift}));
+        return Ok(());
+    }
+    eprintln!(
+        "{} of {} tensors changed; the merged model is in {}",
+        merged.adapted,
+        merged.tensors,
+        args.output.display()
+    );
+    if let Some(d) = drift {
+        println!(
+            "logits of {} tokens, base and adapter against merged: largest difference {:.2e}, mean {:.2e}, the same likeliest \
+             token for {:.1} %",
+            d.tokens,
+            d.largest,
+            d.mean,
+            100.0 * d.same_top_token
+        );
+    }
     Ok(())
+}
+
+/// How far the merged model's logits are from those of the base that the flags name with the adapter; `None` without a
+/// tokenizer, unless prompts were given.
+fn drift(args: &MergeArgs) -> Result<Option<Drift>> {
+    let tokenizer = match Tokenizer::load(&args.model.model) {
+        Err(e) if args.prompt.is_empty() => {
+            eprintln!("logits are not compared: {e}");
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let prompts: Vec<&str> = match args.prompt.is_empty() {
+        true => PROMPTS.to_vec(),
+        false => args.prompt.iter().map(String::as_str).collect(),
+    };
+    let texts = prompts.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
+    let adapted = load_with_adapter(&args.model, Some(&args.adapter))?;
+    let merged = Model::load(&args.output, &adapted.backend, adapted.dtype)?;
+    compare(&adapted, &merged, &texts).map(Some)
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<()> {

@@ -7,17 +7,16 @@
 
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, neutral_keys};
-use super::io::{ADAPTER_FILE, CONFIG_FILE, PREFIX};
+use super::io::{CONFIG_FILE, PREFIX};
 use super::merge::{MergePlan, MergeRule};
-use super::method::{Method, save_settings};
+use super::method::Method;
 use super::rank_allocator::{Budget, RankAllocator, RankPattern};
 use super::reader::{Origin, Reader, Settings, common_settings, number, read_map};
 use super::target::{Targeting, lora_defaults};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::save::{StreamedTensor, WriteTensor, write_streamed};
 use crate::model::{Factored, Linear, LinearAdapter, Model, ModuleInfo, Parameter};
 use crate::param::{ParamId, ParamStore};
+use crate::tensor::Tensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -210,28 +209,18 @@ impl AdaLoraConfig {
     }
 
     /// A parameter as it is in the file, without the ranks that were taken away.
-    fn streamed<'a>(&self, params: &'a ParamStore, id: ParamId) -> StreamedTensor<'a> {
-        let info = params.info(id);
+    fn stored(&self, model: &Model, id: ParamId) -> Result<(String, Tensor)> {
+        let (info, params) = (model.params.info(id), &model.params);
+        let name = self.key(params, &info.name);
+        let Some((places, columns)) = self.rows_of(&info.name) else { return Ok((name, params.master(id)?)) };
         let mut shape = info.shape.clone();
-        let rows = self.rows_of(&info.name);
-        if let Some((places, columns)) = &rows {
-            shape[usize::from(*columns)] = places.len();
-        }
-        let cols = info.shape.last().copied().unwrap_or(1);
-        let write: WriteTensor<'a> = Box::new(move |w| {
-            let values = params.to_vec(id).map_err(std::io::Error::other)?;
-            let kept: Vec<f32> = match &rows {
-                None => values,
-                Some((places, true)) => {
-                    values.chunks(cols.max(1)).flat_map(|row| places.iter().map(|k| row[*k])).collect()
-                }
-                Some((places, false)) => {
-                    places.iter().flat_map(|k| values[k * cols..][..cols].iter().copied()).collect()
-                }
-            };
-            w.write_all(bytemuck::cast_slice(&kept))
-        });
-        StreamedTensor { name: self.key(params, &info.name), shape, dtype: DType::F32, write }
+        shape[usize::from(columns)] = places.len();
+        let (values, cols) = (params.to_vec(id)?, info.shape.last().copied().unwrap_or(1));
+        let kept: Vec<f32> = match columns {
+            true => values.chunks(cols.max(1)).flat_map(|row| places.iter().map(|k| row[*k])).collect(),
+            false => places.iter().flat_map(|k| values[k * cols..][..cols].iter().copied()).collect(),
+        };
+        Ok((name, model.backend.from_slice(&kept, &shape)?))
     }
 }
 
@@ -347,10 +336,8 @@ impl Method for AdaLoraConfig {
         format!("{PREFIX}{name}")
     }
 
-    fn save(&self, model: &Model, dir: &Path) -> Result<()> {
-        let tensors = model.params.ids().map(|id| self.streamed(&model.params, id)).collect();
-        write_streamed(&dir.join(ADAPTER_FILE), tensors)?;
-        save_settings(self.settings(), dir)
+    fn tensors(&self, model: &Model) -> Result<Vec<(String, Tensor)>> {
+        model.params.ids().map(|id| self.stored(model, id)).collect()
     }
 
     fn begin(&mut self, model: &Model, total_steps: usize) -> Result<()> {

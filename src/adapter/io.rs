@@ -7,7 +7,7 @@ use crate::model::save::{StreamedTensor, WriteTensor, write_streamed};
 use crate::model::{Checkpoint, Model};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What PEFT puts before every name.
@@ -19,20 +19,23 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The name of the tensors' file.
 pub const ADAPTER_FILE: &str = "adapter_model.safetensors";
 
-/// Writes all parameters in f32 with PyTorch's metadata, atomically and one at a time; `key` names them.
+/// All parameters with their keys.
+///
+/// # Errors
+/// Never in practice: parameters lie within their buffer.
+pub(super) fn named_params(
+    params: &ParamStore,
+    key: impl Fn(&str) -> String,
+) -> Result<Vec<(String, Tensor)>> {
+    params.ids().map(|id| Ok((key(&params.info(id).name), params.master(id)?))).collect()
+}
+
+/// Writes tensors in f32 with PyTorch's metadata, atomically and one at a time.
 ///
 /// # Errors
 /// When the file can't be written.
-pub fn write_params(params: &ParamStore, path: &Path, key: impl Fn(&str) -> String) -> Result<()> {
-    let tensor = |id| {
-        let info = params.info(id);
-        let write: WriteTensor<'_> = Box::new(move |w| {
-            let values = params.to_vec(id).map_err(std::io::Error::other)?;
-            w.write_all(bytemuck::cast_slice(&values))
-        });
-        StreamedTensor { name: key(&info.name), shape: info.shape.clone(), dtype: DType::F32, write }
-    };
-    write_streamed(path, params.ids().map(tensor).collect())
+pub(super) fn write_tensors(backend: &Backend, path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+    write_streamed(path, tensors.into_iter().map(|(name, x)| streamed_f32(backend, name, x)).collect())
 }
 
 /// A tensor to be written in f32.
@@ -55,16 +58,14 @@ pub(super) fn load_params(
     file: &str,
     key: impl Fn(&ParamStore, &str) -> String,
 ) -> Result<()> {
-    let path = dir.join(file);
-    let checkpoint = if file == ADAPTER_FILE { open_adapter(dir)? } else { Checkpoint::open_file(&path)? };
-    let mut unused: BTreeSet<&str> = checkpoint.names().collect();
+    let mut tensors = AdapterTensors::open(dir, file)?;
     for id in model.params.ids() {
         let info = model.params.info(id).clone();
-        let tensor = take(&checkpoint, &mut unused, &key(&model.params, &info.name), &info.shape, &path)?;
+        let tensor = tensors.take(&key(&model.params, &info.name), &info.shape)?;
         let values = model.backend.to_f32(&tensor)?;
         model.params.set(id, &values)?;
     }
-    check_all_used(&unused, &path)
+    tensors.finish()
 }
 
 /// The tensors of an adapter folder.
@@ -83,42 +84,84 @@ pub(super) fn open_adapter(dir: &Path) -> Result<Checkpoint> {
     Checkpoint::open_file(&path)
 }
 
-/// The adapter's tensor `key`, which the settings and the base model ask for in this shape.
-pub(super) fn take(
-    checkpoint: &Checkpoint,
-    unused: &mut BTreeSet<&str>,
-    key: &str,
-    shape: &[usize],
-    path: &Path,
-) -> Result<Tensor> {
-    if !unused.remove(key) {
-        return Err(Error::tensor(key, format!("missing in {}; the settings ask for it", path.display())));
-    }
-    let tensor = checkpoint.tensor(key)?;
-    if tensor.shape() != shape {
-        return Err(Error::tensor(
-            key,
-            format!(
-                "{} has shape {:?}, this base model needs {shape:?}: the adapter is for another base or rank",
-                path.display(),
-                tensor.shape()
-            ),
-        ));
-    }
-    Ok(tensor)
+/// An adapter's tensors by their keys, and which of them nothing has asked for.
+#[derive(Debug)]
+pub(super) struct AdapterTensors {
+    tensors: BTreeMap<String, Tensor>,
+    unused: BTreeSet<String>,
+    origin: String,
 }
 
-/// An adapter that fits leaves no tensor over.
-pub(super) fn check_all_used(unused: &BTreeSet<&str>, path: &Path) -> Result<()> {
-    match unused.first() {
-        None => Ok(()),
-        Some(name) => Err(Error::tensor(
-            *name,
-            format!(
-                "in {} but not used by this model with these settings ({} such tensors)",
-                path.display(),
-                unused.len()
-            ),
-        )),
+impl AdapterTensors {
+    /// Those of a folder's file.
+    ///
+    /// # Errors
+    /// When it is missing or malformed.
+    pub fn open(dir: &Path, file: &str) -> Result<Self> {
+        let path = dir.join(file);
+        let checkpoint =
+            if file == ADAPTER_FILE { open_adapter(dir)? } else { Checkpoint::open_file(&path)? };
+        let tensors = checkpoint.names().map(|name| Ok((name.to_string(), checkpoint.tensor(name)?)));
+        Ok(Self::new(tensors.collect::<Result<_>>()?, path.display().to_string()))
+    }
+
+    /// These; `origin` says in messages where they come from.
+    pub fn new(tensors: Vec<(String, Tensor)>, origin: String) -> Self {
+        let unused = tensors.iter().map(|(key, _)| key.clone()).collect();
+        AdapterTensors { tensors: tensors.into_iter().collect(), unused, origin }
+    }
+
+    /// The dimensions of a tensor.
+    pub fn shape(&self, key: &str) -> Option<&[usize]> {
+        self.tensors.get(key).map(Tensor::shape)
+    }
+
+    /// A tensor, of any shape.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn get(&mut self, key: &str) -> Result<Tensor> {
+        self.unused.remove(key);
+        self.tensors
+            .get(key)
+            .cloned()
+            .ok_or_else(|| Error::tensor(key, format!("missing in {}; the settings ask for it", self.origin)))
+    }
+
+    /// A tensor that the settings and the base model ask for in this shape.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    pub fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.get(key)?;
+        if tensor.shape() != shape {
+            return Err(Error::tensor(
+                key,
+                format!(
+                    "{} has shape {:?}, this base model needs {shape:?}: the adapter is for another base or rank",
+                    self.origin,
+                    tensor.shape()
+                ),
+            ));
+        }
+        Ok(tensor)
+    }
+
+    /// An adapter that fits leaves no tensor over.
+    ///
+    /// # Errors
+    /// When one is.
+    pub fn finish(&self) -> Result<()> {
+        match self.unused.first() {
+            None => Ok(()),
+            Some(name) => Err(Error::tensor(
+                name,
+                format!(
+                    "in {} but not used by this model with these settings ({} such tensors)",
+                    self.origin,
+                    self.unused.len()
+                ),
+            )),
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, InitLoraWeights, LoraConfig};
-use super::io::{PREFIX, load_params, write_params};
+use super::io::{PREFIX, load_params, named_params};
 use super::merge::{MergePlan, MergeRule};
-use super::method::{Method, save_settings};
+use super::method::Method;
 use super::reader::Settings;
 use super::residual;
 use super::target::{Target, lora_defaults, select_targets};
@@ -13,6 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, ModuleInfo, Parameter, Weight};
 use crate::param::ParamStore;
+use crate::tensor::Tensor;
 use std::path::Path;
 
 /// Adds the magnitudes of a layer, which start as the norms of the weight's rows: B is zero.
@@ -75,12 +76,11 @@ impl Method for LoraConfig {
         }
     }
 
-    fn save(&self, model: &Model, dir: &Path) -> Result<()> {
+    fn tensors(&self, model: &Model) -> Result<Vec<(String, Tensor)>> {
         if self.takes_out() {
-            return residual::save(self, model, dir);
+            return residual::tensors(self, model);
         }
-        write_params(&model.params, &dir.join(self.file()), |name| self.key(&model.params, name))?;
-        save_settings(Method::settings(self), dir)
+        named_params(&model.params, |name| self.key(&model.params, name))
     }
 
     fn load_values(&self, model: &mut Model, dir: &Path) -> Result<()> {

@@ -4,24 +4,34 @@
 //! LoRA: `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added. DoRA: each
 //! output's weights are scaled to its magnitude besides. AdaLoRA and VeRA: changes of low rank with factors. IA3: outputs or inputs times their factors.
 
+mod base;
+mod memory;
+mod report;
+
+pub use memory::merge_into;
+pub use report::{Drift, compare};
+
 use super::config::Bias;
-use super::io::{ADAPTER_FILE, check_all_used, open_adapter, take};
+use super::io::{ADAPTER_FILE, AdapterTensors};
 use super::method::read_adapter;
+use super::vera::SHARED;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::{sync_folder, temporary_sibling};
-use crate::model::bnb;
+use crate::model::ModelConfig;
 use crate::model::save::{SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_sharded};
-use crate::model::stored::{full_name, head_name, stored_modules};
-use crate::model::{Checkpoint, ModelConfig};
+use crate::model::stored::head_name;
+use crate::quant::QuantConfig;
 use crate::tensor::Tensor;
+use base::{Base, Folder};
 use half::{bf16, f16};
-use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 
 /// Elements of a weight in memory at a time.
@@ -90,7 +100,7 @@ struct Factors {
 
 /// What becomes of one tensor of the merged model.
 struct Plan {
-    base: String,        // name in the base's file
+    base: String,        // name of the base's tensor
     own: Option<Tensor>, // f32, trained whole: in place of the base's
     shape: Vec<usize>,
     dtype: DType,
@@ -99,56 +109,70 @@ struct Plan {
     bias_change: Option<(Tensor, f32)>, // lora_B.bias and the scale
 }
 
+impl Plan {
+    /// Whether the adapter changes it.
+    fn is_changed(&self) -> bool {
+        self.own.is_some() || self.change.is_some() || self.factors.is_some() || self.bias_change.is_some()
+    }
+}
+
+/// The weights that an adapter is merged onto.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Onto {
+    /// Those of the model's files.
+    #[default]
+    Original,
+    /// What the quantized base stands for, against which the adapter was trained.
+    Dequantized,
+}
+
+/// What was merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// Tensors that the adapter changed.
+    pub adapted: usize,
+    /// All tensors of the merged model.
+    pub tensors: usize,
+}
+
+/// How to merge into files.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeOptions {
+    /// The base.
+    pub onto: Onto,
+    /// What the base was quantized to in training, for [`Onto::Dequantized`] of a model that is not quantized on disk.
+    pub quant: Option<QuantConfig>,
+    /// Limit on the bytes of weights per file; a larger tensor has a file of its own.
+    pub shard_bytes: usize,
+    /// Threads; all that the process may use by default.
+    pub threads: Option<usize>,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        MergeOptions { onto: Onto::Original, quant: None, shard_bytes: SHARD_BYTES, threads: None }
+    }
+}
+
 /// Merges the adapter of one folder into the model of another; the result is a plain Hugging Face folder at
-/// `output`, which must not exist. Returns a line that says what was merged.
+/// `output`, which must not exist.
 ///
 /// # Errors
 /// When either folder is malformed, they do not fit each other, an adapter's tensor would be left out, or
 /// the output can't be written; then nothing is left behind.
-pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<String> {
-    merge_sharded(model_dir, adapter_dir, output, SHARD_BYTES)
-}
-
-/// [`merge`] with another limit on the bytes of weights per file; a larger tensor has a file of its own.
-///
-/// # Errors
-/// As [`merge`].
-pub fn merge_sharded(
-    model_dir: &Path,
-    adapter_dir: &Path,
-    output: &Path,
-    shard_bytes: usize,
-) -> Result<String> {
+pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path, options: &MergeOptions) -> Result<Merged> {
     if output.exists() {
         return Err(Error::format(output, "exists already; choose another folder"));
     }
-    let backend = Cpu::new(None)?;
+    let backend = Cpu::new(options.threads)?;
     let config = ModelConfig::load(model_dir)?;
     let method = read_adapter(adapter_dir)?;
-    let base = Checkpoint::open(model_dir)?;
-    if let Some(name) = base.names().find(|name| bnb::is_quantized(&base, name)) {
-        return Err(Error::tensor(
-            name,
-            format!(
-                "{} is quantized, and a change of few bits would be lost; merge into the model that it was quantized from",
-                model_dir.display()
-            ),
-        ));
-    }
-    let adapter = open_adapter(adapter_dir)?;
-    let adapter_file = adapter_dir.join(ADAPTER_FILE);
-    let merge = method.merge_plan(&stored_modules(&base, &config), &config.model_type)?;
-    let mut planner = Planner {
-        backend: &backend,
-        config: &config,
-        merge: &merge,
-        base: &base,
-        adapter: &adapter,
-        adapter_file: &adapter_file,
-        unused: adapter.names().collect(),
-    };
-    let (plans, untied) = planner.plan()?;
-    let changed = plans.values().filter(|p| p.change.is_some() || p.factors.is_some()).count();
+    let base = Folder::open(model_dir, &config, &backend, options)?;
+    let merge = method.merge_plan(&base.modules()?, &config.model_type)?;
+    let adapter = AdapterTensors::open(adapter_dir, ADAPTER_FILE)?;
+    let (plans, untied) =
+        Planner { backend: &backend, config: &config, merge: &merge, base: &base, adapter }.plan()?;
+    let adapted = plans.values().filter(|p| p.is_changed()).count();
     let temporary = temporary_sibling(output)?;
     let written = (|| {
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
@@ -158,8 +182,11 @@ pub fn merge_sharded(
             dtype: plan.dtype,
             write: Box::new(|w| write_merged(w, plan, &base, &backend)),
         });
-        write_sharded(&temporary, tensors.collect(), shard_bytes)?;
-        let changes = if untied { vec![("tie_word_embeddings", json!(false))] } else { Vec::new() };
+        write_sharded(&temporary, tensors.collect(), options.shard_bytes)?;
+        let mut changes = vec![("quantization_config", Value::Null)];
+        if untied {
+            changes.push(("tie_word_embeddings", json!(false)));
+        }
         copy_config(model_dir, &temporary, &changes)?;
         copy_companions(model_dir, &temporary)?;
         fs::rename(&temporary, output).map_err(|e| Error::io(output, e))
@@ -169,39 +196,27 @@ pub fn merge_sharded(
     }
     written?;
     sync_folder(output);
-    Ok(format!("merged {changed} adapted weights into {} tensors", plans.len()))
+    Ok(Merged { adapted, tensors: plans.len() })
 }
 
 struct Planner<'a> {
     backend: &'a Backend,
     config: &'a ModelConfig,
     merge: &'a MergePlan,
-    base: &'a Checkpoint,
-    adapter: &'a Checkpoint,
-    adapter_file: &'a Path,
-    unused: BTreeSet<&'a str>,
+    base: &'a dyn Base,
+    adapter: AdapterTensors,
 }
 
 impl Planner<'_> {
-    /// Every tensor of the merged model by its name in the file, and whether the head is no longer tied.
-    fn plan(&mut self) -> Result<(BTreeMap<String, Plan>, bool)> {
+    /// Every tensor of the merged model by its full name, and whether the head is no longer tied.
+    fn plan(mut self) -> Result<(BTreeMap<String, Plan>, bool)> {
         let mut plans = BTreeMap::new();
         for name in self.base.names() {
-            let (_, dtype) = self.base.info(name).ok_or_else(|| Error::tensor(name, "missing"))?;
-            // Buffers such as GPT-2's causal masks are not weights and not needed.
-            if !matches!(dtype, safetensors::Dtype::F32 | safetensors::Dtype::F16 | safetensors::Dtype::BF16)
-            {
-                continue;
-            }
-            let full = full_name(name, self.config);
-            // A tied head is the embedding, even where a file holds it once more.
-            if self.config.tie_word_embeddings && full == head_name(self.config) {
-                continue;
-            }
-            plans.insert(full.clone(), self.plan_tensor(&full, name)?);
+            let plan = self.plan_tensor(&name, &name)?;
+            plans.insert(name, plan);
         }
         let untied = self.config.tie_word_embeddings && self.untie(&mut plans)?;
-        check_all_used(&self.unused, self.adapter_file)?;
+        self.adapter.finish()?;
         Ok((plans, untied))
     }
 
@@ -209,10 +224,9 @@ impl Planner<'_> {
     fn untie(&mut self, plans: &mut BTreeMap<String, Plan>) -> Result<bool> {
         let embed = format!("{}.weight", self.config.names.embed);
         let embedding = plans.get(&embed).ok_or_else(|| Error::tensor(embed, "missing in the base"))?;
-        let (base, embedding_trained) = (embedding.base.clone(), embedding.own.is_some());
-        let plan = self.plan_tensor(&head_name(self.config), &base)?;
-        let untied =
-            embedding_trained || plan.own.is_some() || plan.change.is_some() || plan.factors.is_some();
+        let embedding_trained = embedding.own.is_some();
+        let plan = self.plan_tensor(&head_name(self.config), &self.base.tied_head())?;
+        let untied = embedding_trained || plan.is_changed();
         if untied {
             plans.insert(head_name(self.config), plan);
         }
@@ -221,14 +235,12 @@ impl Planner<'_> {
 
     /// A tensor of the adapter, in f32.
     fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = take(self.adapter, &mut self.unused, key, shape, self.adapter_file)?;
-        self.backend.to_dtype(&tensor, DType::F32)
+        self.backend.to_dtype(&self.adapter.take(key, shape)?, DType::F32)
     }
 
-    /// What becomes of the tensor `name`, which the base's file holds as `base`.
+    /// What becomes of the tensor `name`, which is `base` in the base.
     fn plan_tensor(&mut self, name: &str, base: &str) -> Result<Plan> {
-        let stored = self.base.tensor(base)?;
-        let (shape, dtype) = (stored.shape().to_vec(), stored.dtype());
+        let (shape, dtype) = self.base.info(base)?;
         let mut plan = Plan {
             base: base.to_string(),
             own: None,
@@ -261,7 +273,7 @@ impl Planner<'_> {
                 if dora {
                     let magnitude = self.take(&at("lora_magnitude_vector"), &[outputs])?;
                     let magnitude = self.backend.to_vec::<f32>(&magnitude)?;
-                    let norms = merged_norms(self.backend, &stored, &change, outputs)?;
+                    let norms = merged_norms(self.backend, &self.base.tensor(base)?, &change, outputs)?;
                     change.factors = Some(magnitude.iter().zip(norms).map(|(m, n)| m / n).collect());
                 }
                 plan.change = Some(change);
@@ -291,7 +303,7 @@ impl Planner<'_> {
                 plan.factors = Some(Factors { values, of_rows: feedforward == conv1d });
             }
             (MergeRule::Ia3 { feedforward: false }, "bias") => {
-                let values = self.take_again(&at("ia3_l"))?;
+                let values = self.backend.to_f32(&self.adapter.get(&at("ia3_l"))?)?;
                 plan.factors = Some(Factors { values, of_rows: false });
             }
             (MergeRule::Norm, _) => {
@@ -300,11 +312,6 @@ impl Planner<'_> {
             _ => {}
         }
         Ok(plan)
-    }
-
-    /// A tensor that another plan takes too.
-    fn take_again(&self, key: &str) -> Result<Vec<f32>> {
-        self.backend.to_f32(&self.adapter.tensor(key)?)
     }
 
     /// VeRA's shared matrices, their parts for a layer times its factors.
@@ -318,18 +325,14 @@ impl Planner<'_> {
     ) -> Result<(Tensor, Tensor)> {
         let (d, b) = (self.take(d, &[r])?, self.take(b, &[outputs])?);
         let (d, b) = (self.backend.to_vec::<f32>(&d)?, self.backend.to_vec::<f32>(&b)?);
-        let shared = |key: &str| self.adapter.tensor(key);
-        let (down, up) = (shared("base_model.vera_A")?, shared("base_model.vera_B")?);
+        let (down, up) = (self.adapter.get(SHARED[0])?, self.adapter.get(SHARED[1])?);
         if down.shape().len() != 2
             || down.rows() != r
             || down.cols() < inputs
             || up.cols() != r
             || up.rows() < outputs
         {
-            return Err(Error::tensor(
-                "base_model.vera_A",
-                "is too small for this base model or of another rank",
-            ));
+            return Err(Error::tensor(SHARED[0], "is too small for this base model or of another rank"));
         }
         let (wide, all) = (down.cols(), self.backend.to_f32(&down)?);
         let rows = all.chunks(wide).zip(&d);
@@ -337,8 +340,6 @@ impl Planner<'_> {
         let all = self.backend.to_f32(&up.slice(0..outputs)?)?;
         let rows = all.chunks(r).zip(&b);
         let b: Vec<f32> = rows.flat_map(|(row, b)| row.iter().map(move |x| x * b)).collect();
-        self.unused.remove("base_model.vera_A");
-        self.unused.remove("base_model.vera_B");
         Ok((self.backend.from_slice(&a, &[r, inputs])?, self.backend.from_slice(&b, &[outputs, r])?))
     }
 
@@ -356,34 +357,45 @@ impl Planner<'_> {
 }
 
 /// Writes one tensor in blocks of rows.
-fn write_merged(w: &mut dyn Write, plan: &Plan, base: &Checkpoint, backend: &Backend) -> io::Result<()> {
+fn write_merged(w: &mut dyn Write, plan: &Plan, base: &dyn Base, backend: &Backend) -> io::Result<()> {
+    let mut failed = None;
+    let done = merged_blocks(plan, base, backend, &mut |_, bytes| {
+        w.write_all(bytes).map_err(|e| {
+            let message = Error::format("merged weights", e.to_string());
+            failed = Some(e);
+            message
+        })
+    });
+    match (done, failed) {
+        (_, Some(e)) => Err(e),
+        (done, None) => done.map_err(io::Error::other),
+    }
+}
+
+/// Takes some rows of a tensor as bytes.
+type TakeRows<'a> = &'a mut dyn FnMut(Range<usize>, &[u8]) -> Result<()>;
+
+/// Gives one tensor in blocks of rows, as bytes of its type.
+fn merged_blocks(plan: &Plan, base: &dyn Base, backend: &Backend, take: TakeRows<'_>) -> Result<()> {
     let stored = match &plan.own {
-        Some(own) => Ok(own.clone()),
-        None => base.tensor(&plan.base),
+        Some(own) => own.clone(),
+        None => base.tensor(&plan.base)?,
     };
-    let stored = stored.map_err(io::Error::other)?;
     let flat = stored.shape().len() < 2;
-    let stored =
-        if flat { stored.reshape(&[1, stored.elements()]) } else { Ok(stored) }.map_err(io::Error::other)?;
+    let stored = if flat { stored.reshape(&[1, stored.elements()])? } else { stored };
     let rows = stored.shape()[0];
     let cols = stored.elements() / rows.max(1);
     let per_block = (BLOCK / cols.max(1)).clamp(1, rows.max(1));
     for first in (0..rows).step_by(per_block) {
         let range = first..(first + per_block).min(rows);
-        let block = stored.slice(range.clone()).map_err(io::Error::other)?;
-        let bytes = merged_block(plan, &block, range, backend).map_err(io::Error::other)?;
-        w.write_all(&bytes)?;
+        let block = stored.slice(range.clone())?;
+        take(range.clone(), &merged_block(plan, &block, range, backend)?)?;
         block.release_pages();
     }
     Ok(())
 }
 
-fn merged_block(
-    plan: &Plan,
-    block: &Tensor,
-    rows: std::ops::Range<usize>,
-    backend: &Backend,
-) -> Result<Vec<u8>> {
+fn merged_block(plan: &Plan, block: &Tensor, rows: Range<usize>, backend: &Backend) -> Result<Vec<u8>> {
     let mut bytes = vec![0; block.elements() * plan.dtype.size()];
     let delta = match (&plan.change, &plan.bias_change) {
         (Some(change), _) => Some(change_of_block(change, block, rows.clone(), backend)?),
@@ -434,7 +446,7 @@ fn merged_block(
 }
 
 /// The factors on a block's rows or columns, if there are any.
-fn block_factors(plan: &Plan, rows: &std::ops::Range<usize>) -> Option<Factors> {
+fn block_factors(plan: &Plan, rows: &Range<usize>) -> Option<Factors> {
     let (values, of_rows) = match (&plan.factors, &plan.change) {
         (Some(factors), _) => (&factors.values, factors.of_rows),
         (None, Some(LowRank { factors: Some(values), conv1d, .. })) => (values, !conv1d),
@@ -448,7 +460,7 @@ fn block_factors(plan: &Plan, rows: &std::ops::Range<usize>) -> Option<Factors> 
 fn change_of_block(
     change: &LowRank,
     block: &Tensor,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     backend: &Backend,
 ) -> Result<Vec<f32>> {
     let mut delta = backend.empty(block.shape(), DType::F32)?;
@@ -484,7 +496,7 @@ fn merged_norms(backend: &Backend, stored: &Tensor, change: &LowRank, outputs: u
 }
 
 /// A column range of a matrix as a matrix of its own.
-fn columns(backend: &Backend, x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
+fn columns(backend: &Backend, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
     let mut out = backend.empty(&[x.rows(), range.len()], x.dtype())?;
     backend.copy_columns(&mut out, 0, x, range.start, range.len(), false)?;
     Ok(out)

@@ -4,10 +4,11 @@ use super::adalora::AdaLoraConfig;
 use super::attach::Attachment;
 use super::bitfit::BitFitConfig;
 use super::bottleneck::BottleneckConfig;
+use super::card::write_card;
 use super::config::LoraConfig;
 use super::full::Full;
 use super::ia3::Ia3Config;
-use super::io::{ADAPTER_FILE, CONFIG_FILE, load_params, write_params};
+use super::io::{ADAPTER_FILE, CONFIG_FILE, load_params, named_params, write_tensors};
 use super::ln_tuning::LnTuningConfig;
 use super::merge::MergePlan;
 use super::prompt::PromptLearningConfig;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::fs::write_atomic_bytes;
 use crate::model::{Model, ModuleInfo};
 use crate::param::ParamStore;
+use crate::tensor::Tensor;
 use serde_json::{Map, Value};
 use std::fmt::Debug;
 use std::path::Path;
@@ -70,12 +72,20 @@ pub trait Method: Debug + Send + Sync {
         ADAPTER_FILE
     }
 
+    /// What the adapter's file holds, by the names there.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    fn tensors(&self, model: &Model) -> Result<Vec<(String, Tensor)>> {
+        named_params(&model.params, |name| self.key(&model.params, name))
+    }
+
     /// Writes what is trained to a folder. Equal parameters give equal bytes.
     ///
     /// # Errors
     /// When a file can't be written.
     fn save(&self, model: &Model, dir: &Path) -> Result<()> {
-        write_params(&model.params, &dir.join(self.file()), |name| self.key(&model.params, name))?;
+        write_tensors(&model.backend, &dir.join(self.file()), self.tensors(model)?)?;
         save_settings(self.settings(), dir)
     }
 
@@ -137,15 +147,16 @@ pub trait Method: Debug + Send + Sync {
     }
 }
 
-/// Writes `adapter_config.json`, unless there is nothing to write.
+/// Writes `adapter_config.json` and the model card, unless there is nothing to write.
 ///
 /// # Errors
-/// When the file can't be written.
+/// When a file can't be written.
 pub(super) fn save_settings(settings: Settings, dir: &Path) -> Result<()> {
     if settings.is_empty() {
         return Ok(());
     }
-    write_atomic_bytes(&dir.join(CONFIG_FILE), to_json(&settings).as_bytes())
+    write_atomic_bytes(&dir.join(CONFIG_FILE), to_json(&settings).as_bytes())?;
+    write_card(&settings, dir)
 }
 
 /// A row of the table of methods.

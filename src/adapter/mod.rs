@@ -4,6 +4,7 @@ pub mod adalora;
 pub mod attach;
 pub mod bitfit;
 pub mod bottleneck;
+mod card;
 pub mod combine;
 pub mod config;
 pub mod full;

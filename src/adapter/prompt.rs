@@ -6,13 +6,12 @@
 //! (arXiv 2103.10385).
 
 use super::attach::{Attachment, Initial};
-use super::io::{ADAPTER_FILE, check_all_used, load_params, open_adapter, streamed_f32, take, write_params};
+use super::io::{ADAPTER_FILE, AdapterTensors, load_params, named_params, write_tensors};
 use super::method::{Method, save_settings};
 use super::reader::{Origin, Reader, Settings, common_settings};
 use crate::backend::Activation;
 use crate::error::{Error, Result};
 use crate::model::prompt::{LstmDirection, Prompt, PromptEncoder, PromptPlace};
-use crate::model::save::write_streamed;
 use crate::model::{Linear, Model, ModelConfig, Parameter};
 use crate::param::ParamStore;
 use crate::rng::{Philox, PhiloxKey, Stream};
@@ -473,10 +472,11 @@ impl Method for PromptLearningConfig {
 
     fn save(&self, model: &Model, dir: &Path) -> Result<()> {
         let values = model.virtual_token_values()?;
-        let tensor = streamed_f32(&model.backend, PROMPT_EMBEDDINGS.to_string(), values);
-        write_streamed(&dir.join(ADAPTER_FILE), vec![tensor])?;
+        let table = vec![(PROMPT_EMBEDDINGS.to_string(), values)];
+        write_tensors(&model.backend, &dir.join(ADAPTER_FILE), table)?;
         if self.has_encoder() {
-            write_params(&model.params, &dir.join(ENCODER_FILE), str::to_string)?;
+            let encoder = named_params(&model.params, str::to_string)?;
+            write_tensors(&model.backend, &dir.join(ENCODER_FILE), encoder)?;
         }
         save_settings(Method::settings(self), dir)
     }
@@ -485,15 +485,13 @@ impl Method for PromptLearningConfig {
         if self.has_encoder() {
             return load_params(model, dir, ENCODER_FILE, |params, name| self.key(params, name));
         }
-        let (checkpoint, path) = (open_adapter(dir)?, dir.join(ADAPTER_FILE));
-        let mut unused = checkpoint.names().collect();
+        let mut tensors = AdapterTensors::open(dir, ADAPTER_FILE)?;
         for id in model.params.ids() {
             let shape = model.params.info(id).shape.clone();
-            let tensor = take(&checkpoint, &mut unused, PROMPT_EMBEDDINGS, &shape, &path)?;
-            let values = model.backend.to_f32(&tensor)?;
+            let values = model.backend.to_f32(&tensors.take(PROMPT_EMBEDDINGS, &shape)?)?;
             model.params.set(id, &values)?;
         }
-        check_all_used(&unused, &path)
+        tensors.finish()
     }
 
     /// Without the encoder's parameters, what the encoder made is itself trained.

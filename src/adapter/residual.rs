@@ -7,14 +7,13 @@
 
 use super::attach::Initial;
 use super::config::{InitLoraWeights, LoraConfig};
-use super::io::{ADAPTER_FILE, check_all_used, open_adapter, streamed_f32, take};
-use super::method::{Method, save_settings};
+use super::io::{ADAPTER_FILE, AdapterTensors};
+use super::method::Method;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::math::svd::{low_rank_svd, orthonormal};
 use crate::model::load::transposed;
-use crate::model::save::write_streamed;
 use crate::model::{Linear, Model, Parameter, Weight};
 use crate::rng::{Philox, PhiloxKey, Stream};
 use crate::tensor::Tensor;
@@ -139,8 +138,8 @@ pub(super) fn doubled(config: &LoraConfig) -> LoraConfig {
     }
 }
 
-/// Writes the adapter for the base itself.
-pub(super) fn save(config: &LoraConfig, model: &Model, dir: &Path) -> Result<()> {
+/// The tensors of the adapter for the base itself.
+pub(super) fn tensors(config: &LoraConfig, model: &Model) -> Result<Vec<(String, Tensor)>> {
     let (backend, params) = (&model.backend, &model.params);
     let start = |name: &str, which: usize| {
         let module = name.strip_suffix([".lora_A.weight", ".lora_B.weight"][which])?;
@@ -167,29 +166,24 @@ pub(super) fn save(config: &LoraConfig, model: &Model, dir: &Path) -> Result<()>
             backend.copy_columns(&mut both, r, &minus, 0, r, false)?;
             values = both;
         }
-        tensors.push(streamed_f32(backend, config.key(params, name), values));
+        tensors.push((config.key(params, name), values));
     }
-    write_streamed(&dir.join(ADAPTER_FILE), tensors)?;
-    save_settings(Method::settings(config), dir)
+    Ok(tensors)
 }
 
 /// Reads A and B from a file of this kind, or of PEFT's, which holds them alone.
 pub(super) fn load_values(config: &LoraConfig, model: &mut Model, dir: &Path) -> Result<()> {
-    let (checkpoint, path) = (open_adapter(dir)?, dir.join(ADAPTER_FILE));
-    let mut unused = checkpoint.names().collect();
+    let mut tensors = AdapterTensors::open(dir, ADAPTER_FILE)?;
     for id in model.params.ids() {
         let info = model.params.info(id).clone();
         let key = config.key(&model.params, &info.name);
         let mut wanted = info.shape.clone();
         let side = usize::from(info.name.ends_with(".lora_B.weight"));
         let of_both = side == 1 || info.name.ends_with(".lora_A.weight");
-        if of_both
-            && checkpoint.info(&key).is_some_and(|(shape, _)| shape.get(side) == Some(&(2 * wanted[side])))
-        {
+        if of_both && tensors.shape(&key).is_some_and(|shape| shape.get(side) == Some(&(2 * wanted[side]))) {
             wanted[side] *= 2;
         }
-        let tensor =
-            model.backend.to_dtype(&take(&checkpoint, &mut unused, &key, &wanted, &path)?, DType::F32)?;
+        let tensor = model.backend.to_dtype(&tensors.take(&key, &wanted)?, DType::F32)?;
         let mut own = model.backend.empty(&info.shape, DType::F32)?;
         if wanted == info.shape {
             own = tensor;
@@ -200,5 +194,5 @@ pub(super) fn load_values(config: &LoraConfig, model: &mut Model, dir: &Path) ->
         }
         model.params.copy_from(id, &own)?;
     }
-    check_all_used(&unused, &path)
+    tensors.finish()
 }

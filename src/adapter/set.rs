@@ -1,6 +1,7 @@
 //! Several adapters on one base: loaded once, switched by name without touching the base, unloaded.
 
-use super::method::{Method, read_adapter};
+use super::merge::merge_into;
+use super::method::{Method, from_settings, read_adapter};
 use crate::error::{Error, Result};
 use crate::model::{Installed, Model};
 use std::collections::BTreeMap;
@@ -10,10 +11,12 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct AdapterSet {
     model: Model,
-    /// The model as it is without adapters, while one is active.
+    /// The model as it is without adapters, while one is active: handles.
     base: Option<Installed>,
     loaded: BTreeMap<String, Loaded>,
     active: Option<String>,
+    /// Whether the active adapter is in the base's weights instead of beside them.
+    merged: bool,
 }
 
 /// An adapter, and what it puts on the model while it is not there.
@@ -26,7 +29,7 @@ struct Loaded {
 impl AdapterSet {
     /// No adapters on a base model.
     pub fn new(base: Model) -> Self {
-        AdapterSet { model: base, base: None, loaded: BTreeMap::new(), active: None }
+        AdapterSet { model: base, base: None, loaded: BTreeMap::new(), active: None, merged: false }
     }
 
     /// The model with the active adapter on it.
@@ -71,7 +74,7 @@ impl AdapterSet {
             ));
         }
         let mut method = read_adapter(dir)?;
-        let active = self.active.clone();
+        let (active, merged) = (self.active.clone(), self.merged);
         self.set_active(None)?;
         let base = self.model.installed()?;
         let read = method.load(&mut self.model, dir);
@@ -80,6 +83,9 @@ impl AdapterSet {
             self.loaded.insert(name.to_string(), Loaded { method, state: Some(state) });
         }
         self.set_active(active.as_deref())?;
+        if merged {
+            self.merge()?;
+        }
         read
     }
 
@@ -96,7 +102,8 @@ impl AdapterSet {
         }
         if let (Some(old), Some(base)) = (self.active.take(), self.base.take()) {
             let state = self.model.exchange(base);
-            if let Some(loaded) = self.loaded.get_mut(&old) {
+            // Merged weights are let go; the adapter itself was set aside when they were made.
+            if let Some(loaded) = self.loaded.get_mut(&old).filter(|_| !std::mem::take(&mut self.merged)) {
                 loaded.state = Some(state);
             }
         }
@@ -107,6 +114,69 @@ impl AdapterSet {
             self.active = Some(name.to_string());
         }
         Ok(())
+    }
+
+    /// Merges the active adapter into the base's weights: products then cost what the base's cost. The weights that
+    /// change get memory of their own (the bytes that are returned) while they are merged; the base's are kept, by handle,
+    /// and pages of a mapped file that nothing reads leave memory. A quantized matrix that changes becomes a dense one of
+    /// the type that it was quantized from.
+    ///
+    /// See [`merge_into`] for the bits.
+    ///
+    /// # Errors
+    /// When none is active, the method can't be merged, or memory can't be had; the set is then as before.
+    pub fn merge(&mut self) -> Result<usize> {
+        let Some(name) = self.active.clone() else {
+            return Err(Error::config("adapters", "merge", "no adapter is active; choose one by set_active"));
+        };
+        if self.merged {
+            return Err(Error::config("adapters", name, "is merged already"));
+        }
+        let method = &self.loaded[&name].method;
+        let tensors = method.tensors(&self.model)?;
+        // As it is stored: an adapter that starts as a part of the base is a plain one there.
+        let settings = method.settings().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        let plan = from_settings(&*name, &settings)?
+            .merge_plan(&self.model.modules(), &self.model.config.model_type)?;
+        self.set_active(None)?;
+        let base = self.model.installed()?;
+        match merge_into(&mut self.model, &plan, tensors) {
+            Ok(bytes) => {
+                (self.base, self.active, self.merged) = (Some(base), Some(name), true);
+                Ok(bytes)
+            }
+            Err(e) => {
+                self.set_active(Some(&name))?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Puts the base's weights back, bit for bit, with the adapter beside them again.
+    ///
+    /// # Errors
+    /// When nothing is merged.
+    pub fn unmerge(&mut self) -> Result<()> {
+        let name = self.active.clone().filter(|_| self.merged);
+        let name = name.ok_or_else(|| Error::config("adapters", "unmerge", "no adapter is merged"))?;
+        self.set_active(None)?;
+        self.set_active(Some(&name))
+    }
+
+    /// Whether the active adapter is merged.
+    pub fn is_merged(&self) -> bool {
+        self.merged
+    }
+
+    /// The base with the active adapter merged for good: what it replaces is freed, the adapters are dropped.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::merge`].
+    pub fn into_merged(mut self) -> Result<Model> {
+        if !self.merged {
+            self.merge()?;
+        }
+        Ok(self.model)
     }
 
     /// Forgets an adapter.

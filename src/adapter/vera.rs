@@ -5,15 +5,14 @@
 
 use super::attach::{Attachment, Initial};
 use super::config::Bias;
-use super::io::{ADAPTER_FILE, PREFIX, check_all_used, open_adapter, streamed_f32, take};
+use super::io::{ADAPTER_FILE, AdapterTensors, PREFIX, named_params, open_adapter};
 use super::merge::{MergePlan, MergeRule};
-use super::method::{Method, save_settings};
+use super::method::Method;
 use super::reader::{Origin, Reader, Settings, common_settings};
 use super::target::{Targeting, lora_defaults};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::save::write_streamed;
 use crate::model::{Factored, Linear, LinearAdapter, Model, ModuleInfo, Parameter, Weight};
 use crate::param::ParamStore;
 use crate::rng::{Philox, PhiloxKey, Stream};
@@ -22,6 +21,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
+
+/// The names of the matrices that all layers share.
+pub(super) const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
 /// A VeRA adapter's settings, in PEFT's names.
 #[derive(Clone, Debug)]
@@ -202,31 +204,26 @@ impl Method for VeraConfig {
         format!("{PREFIX}{name}")
     }
 
-    fn save(&self, model: &Model, dir: &Path) -> Result<()> {
-        let params = &model.params;
-        let mut tensors = Vec::new();
-        for id in params.ids() {
-            let name = self.key(params, &params.info(id).name);
-            tensors.push(streamed_f32(&model.backend, name, params.master(id)?));
+    fn tensors(&self, model: &Model) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = named_params(&model.params, |name| self.key(&model.params, name))?;
+        for (name, shared) in SHARED.iter().zip(self.projections.iter().flatten()) {
+            tensors.push((name.to_string(), shared.clone()));
         }
-        for (name, shared) in ["vera_A", "vera_B"].iter().zip(self.projections.iter().flatten()) {
-            tensors.push(streamed_f32(&model.backend, format!("base_model.{name}"), shared.clone()));
-        }
-        write_streamed(&dir.join(ADAPTER_FILE), tensors)?;
-        save_settings(Method::settings(self), dir)
+        Ok(tensors)
     }
 
     fn load_values(&self, model: &mut Model, dir: &Path) -> Result<()> {
-        let (checkpoint, path) = (open_adapter(dir)?, dir.join(ADAPTER_FILE));
-        let mut unused = checkpoint.names().filter(|n| !n.starts_with("base_model.vera_")).collect();
+        let mut tensors = AdapterTensors::open(dir, ADAPTER_FILE)?;
+        for name in SHARED {
+            tensors.get(name)?;
+        }
         for id in model.params.ids() {
             let info = model.params.info(id).clone();
             let key = self.key(&model.params, &info.name);
-            let tensor = take(&checkpoint, &mut unused, &key, &info.shape, &path)?;
-            let values = model.backend.to_f32(&tensor)?;
+            let values = model.backend.to_f32(&tensors.take(&key, &info.shape)?)?;
             model.params.set(id, &values)?;
         }
-        check_all_used(&unused, &path)
+        tensors.finish()
     }
 
     fn load(&mut self, model: &mut Model, dir: &Path) -> Result<()> {
@@ -240,7 +237,7 @@ impl Method for VeraConfig {
             })?;
             model.backend.to_dtype(&tensor, DType::F32)
         };
-        self.projections = Some([read("base_model.vera_A")?, read("base_model.vera_B")?]);
+        self.projections = Some([read(SHARED[0])?, read(SHARED[1])?]);
         self.attach(model, 0)?;
         self.load_values(model, dir)
     }

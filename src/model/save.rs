@@ -137,7 +137,7 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes the `config.json` of `from` to `to` with some keys changed.
+/// Writes the `config.json` of `from` to `to` with some keys changed; null takes one out.
 ///
 /// # Errors
 /// When it can't be read or written.
@@ -145,8 +145,12 @@ pub fn copy_config(from: &Path, to: &Path, changes: &[(&str, Value)]) -> Result<
     let path = from.join("config.json");
     let mut config: Value = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::format(&path, format!("not JSON: {e}")))?;
+    let keys = config.as_object_mut().ok_or_else(|| Error::format(&path, "expected a JSON object"))?;
     for (key, value) in changes {
-        config[*key] = value.clone();
+        match value {
+            Value::Null => drop(keys.remove(*key)),
+            value => drop(keys.insert((*key).to_string(), value.clone())),
+        }
     }
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::format(&path, e.to_string()))?;
     write_atomic_bytes(&to.join("config.json"), format!("{text}\n").as_bytes())

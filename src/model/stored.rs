@@ -28,6 +28,11 @@ pub(crate) fn stored_modules(base: &Checkpoint, config: &ModelConfig) -> Vec<Mod
             shapes.insert(full_name(name, config), shape.to_vec());
         }
     }
+    modules_of(shapes, config)
+}
+
+/// The modules of these tensors, given by full names.
+pub(crate) fn modules_of(mut shapes: BTreeMap<String, Vec<usize>>, config: &ModelConfig) -> Vec<ModuleInfo> {
     if config.tie_word_embeddings
         && let Some(embed) = shapes.get(&format!("{}.weight", config.names.embed)).cloned()
     {
