@@ -14,6 +14,7 @@ enum fault {
     FAULT_SCATTER_ADD_ROWS = 2,
     FAULT_ROPE = 4,
     FAULT_CROSS_ENTROPY = 8,
+    FAULT_QUANTIZE = 16,
 };
 
 // fill_{f32,bf16,f16}
@@ -127,6 +128,154 @@ struct rope_params {
     uint64_t rows;
     uint32_t n_heads, head_dim, rotary_dim, table_rows;
     int32_t interleaved, inverse;
+};
+
+// A weight's element type at run time.
+enum element_type { TYPE_F32, TYPE_BF16, TYPE_F16 };
+
+// rms_norm_{f32,bf16}, layer_norm_{f32,bf16}: rows of cols; stats: rstd, or mean and rstd of each row
+struct norm_params {
+    void *y;
+    float *stats;
+    const void *x, *weight, *bias; // bias may be null
+    uint64_t rows;
+    uint32_t cols;
+    float eps;
+    int32_t weight_type; // of bias, too
+};
+
+// rms_norm_dx_{f32,bf16}, layer_norm_dx_{f32,bf16}
+struct norm_dx_params {
+    void *dx;
+    const void *dy, *x, *weight;
+    const float *stats;
+    uint64_t rows;
+    uint32_t cols;
+    int32_t weight_type, accumulate;
+};
+
+// rms_norm_dweight_{f32,bf16}, layer_norm_dweight_{f32,bf16}
+struct norm_dweight_params {
+    float *dweight; // [cols], added to
+    const void *dy, *x;
+    const float *stats;
+    uint64_t rows;
+    uint32_t cols;
+};
+
+// column_sums_{f32,bf16}: out [cols] += sums over the rows of a; column_products: of a times b
+struct column_sums_params {
+    float *out;
+    const void *a, *b;
+    uint64_t rows;
+    uint32_t cols;
+};
+
+// scale_columns_{f32,bf16}
+struct scale_columns_params {
+    void *out;
+    const void *x;
+    const float *factors, *bias; // [cols]; bias may be null
+    uint64_t n;
+    uint32_t cols;
+};
+
+// sum_squares: one sum for each block of SUM_BLOCK elements
+#define SUM_BLOCK 4096
+struct sum_squares_params {
+    float *sums;
+    const float *x;
+    uint64_t n;
+};
+
+// gather_rows_{f32,bf16,f16}_{f32,bf16,f16}: from the first type to the second; indices [n] into x [x_rows, cols]
+struct gather_rows_params {
+    void *out;
+    const void *x;
+    const int32_t *indices;
+    uint32_t *faults;
+    uint64_t n, x_rows;
+    uint32_t cols;
+};
+
+// scatter_add_rows_{f32_f32,bf16_bf16,bf16_f32}: x [n, cols] of the first type added to rows of out [out_rows, cols]
+struct scatter_add_rows_params {
+    void *out;
+    const void *x;
+    const int32_t *indices;
+    uint32_t *faults;
+    uint64_t n, out_rows;
+    uint32_t cols;
+};
+
+// copy_columns_{f32,bf16}
+struct copy_columns_params {
+    void *out;
+    const void *x;
+    uint64_t rows;
+    uint32_t out_cols, out_col, x_cols, x_col, cols;
+    int32_t accumulate;
+};
+
+// cross_entropy_{f32,bf16}, by the type of dlogits, which may be null
+struct cross_entropy_params {
+    float *losses; // [rows]
+    void *dlogits; // [rows, vocabulary]
+    const float *logits;
+    const int32_t *targets;
+    uint32_t *faults;
+    uint64_t rows;
+    uint32_t vocabulary;
+    float grad_scale;
+};
+
+// adamw, lion (without v), sgd (without m and v): see adamw_args of cpu/kernels.h
+struct optimizer_params {
+    float *p, *m, *v;
+    const float *g;
+    uint64_t n;
+    float grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+    float bias_correction2_sqrt, epsilon, step_size, weight_decay;
+};
+
+// adamw_8bit: blocks of 256 elements; see moments_8bit of cpu/kernels.h
+struct adamw_8bit_params {
+    struct optimizer_params step; // without m and v
+    uint8_t *m, *v;
+    float *m_absmax, *v_absmax;
+    const float *m_map, *m_midpoints, *v_map, *v_midpoints;
+};
+
+// A quantized matrix [rows, cols], as struct quantized of cpu/kernels.h.
+struct quantized_matrix {
+    uint8_t *codes;
+    float *scales;
+    uint8_t *zeros;
+    const uint8_t *nested;
+    const float *nested_absmax, *nested_map;
+    float nested_offset;
+    int32_t nested_shift;
+    float levels[16]; // of codes of four bits
+    uint64_t rows, cols, block_rows, block_cols, blocks_per_row;
+    int32_t format; // 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2
+};
+
+// quantize_{f32,bf16,f16}: a warp for each block; see struct quantizer of cpu/kernels.h
+struct quantize_params {
+    struct quantized_matrix q;
+    const void *x;
+    uint32_t *faults;
+    uint64_t blocks;
+    float thresholds[15];
+    uint8_t ranks[16];
+    int32_t has_thresholds;
+    float max_level;
+};
+
+// dequantize_{f32,bf16,f16}
+struct dequantize_params {
+    struct quantized_matrix q;
+    void *out;
 };
 
 #endif

@@ -32,6 +32,7 @@ mod check;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod quantized;
 pub mod reference;
 
 /// A backend chosen at start-up, shared by everything that computes.

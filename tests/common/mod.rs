@@ -3,6 +3,10 @@
 
 pub mod cases;
 pub mod compare;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod gemm;
 pub mod golden;
+#[cfg(feature = "cuda")]
+pub mod host_kernels;
 pub mod training;

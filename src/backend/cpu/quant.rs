@@ -4,27 +4,16 @@ use super::bindings::{quantized, quantizer};
 use super::{Cpu, Shared, kernel, type_code};
 use crate::backend::Kernels;
 use crate::backend::check::ensure;
+use crate::backend::quantized::{format_code, upload_nested};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
-use crate::quant::dynamic_map::DynamicMap;
-use crate::quant::fp8::Fp8;
 use crate::quant::{Codes, Geometry, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Elements per job.
 const GRAIN: usize = 1 << 15;
-
-/// The header's number of how codes stand for levels.
-fn format_code(codes: Codes) -> i32 {
-    match codes {
-        Codes::Levels { .. } | Codes::Int4 { .. } => 0,
-        Codes::Int8 => 1,
-        Codes::Fp8(Fp8::E4m3) => 2,
-        Codes::Fp8(Fp8::E5m2) => 3,
-    }
-}
 
 fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quantized {
     quantized {
@@ -124,16 +113,7 @@ impl Cpu {
             true => NestedScales::zeros(plain.len()),
             false => NestedScales::quantize(&plain),
         };
-        let upload = |bytes: &[u8], count: usize, dtype: DType| {
-            let mut out = self.empty(&[count], dtype)?;
-            self.upload(&mut out, bytes).map(|()| out)
-        };
-        Ok(Scales::Nested {
-            codes: upload(&nested.codes, nested.codes.len(), DType::U8)?,
-            absmax: upload(bytemuck::cast_slice(&nested.absmax), nested.absmax.len(), DType::F32)?,
-            map: upload(bytemuck::cast_slice(&DynamicMap::signed().levels), 256, DType::F32)?,
-            offset: nested.offset,
-        })
+        upload_nested(self, &nested)
     }
 
     pub(super) fn run_dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()> {

@@ -1,9 +1,11 @@
 // Made from cuda/params.h by tools/regenerate_bindings.sh; do not edit.
 
+pub const SUM_BLOCK: u32 = 4096;
 pub const FAULT_GATHER_ROWS: fault = 1;
 pub const FAULT_SCATTER_ADD_ROWS: fault = 2;
 pub const FAULT_ROPE: fault = 4;
 pub const FAULT_CROSS_ENTROPY: fault = 8;
+pub const FAULT_QUANTIZE: fault = 16;
 pub type fault = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -272,4 +274,444 @@ const _: () = {
     ["Offset of field: rope_params::interleaved"]
         [::core::mem::offset_of!(rope_params, interleaved) - 56usize];
     ["Offset of field: rope_params::inverse"][::core::mem::offset_of!(rope_params, inverse) - 60usize];
+};
+pub const TYPE_F32: element_type = 0;
+pub const TYPE_BF16: element_type = 1;
+pub const TYPE_F16: element_type = 2;
+pub type element_type = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct norm_params {
+    pub y: *mut ::core::ffi::c_void,
+    pub stats: *mut f32,
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub bias: *const ::core::ffi::c_void,
+    pub rows: u64,
+    pub cols: u32,
+    pub eps: f32,
+    pub weight_type: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of norm_params"][::core::mem::size_of::<norm_params>() - 64usize];
+    ["Alignment of norm_params"][::core::mem::align_of::<norm_params>() - 8usize];
+    ["Offset of field: norm_params::y"][::core::mem::offset_of!(norm_params, y) - 0usize];
+    ["Offset of field: norm_params::stats"][::core::mem::offset_of!(norm_params, stats) - 8usize];
+    ["Offset of field: norm_params::x"][::core::mem::offset_of!(norm_params, x) - 16usize];
+    ["Offset of field: norm_params::weight"][::core::mem::offset_of!(norm_params, weight) - 24usize];
+    ["Offset of field: norm_params::bias"][::core::mem::offset_of!(norm_params, bias) - 32usize];
+    ["Offset of field: norm_params::rows"][::core::mem::offset_of!(norm_params, rows) - 40usize];
+    ["Offset of field: norm_params::cols"][::core::mem::offset_of!(norm_params, cols) - 48usize];
+    ["Offset of field: norm_params::eps"][::core::mem::offset_of!(norm_params, eps) - 52usize];
+    ["Offset of field: norm_params::weight_type"]
+        [::core::mem::offset_of!(norm_params, weight_type) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct norm_dx_params {
+    pub dx: *mut ::core::ffi::c_void,
+    pub dy: *const ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub stats: *const f32,
+    pub rows: u64,
+    pub cols: u32,
+    pub weight_type: i32,
+    pub accumulate: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of norm_dx_params"][::core::mem::size_of::<norm_dx_params>() - 64usize];
+    ["Alignment of norm_dx_params"][::core::mem::align_of::<norm_dx_params>() - 8usize];
+    ["Offset of field: norm_dx_params::dx"][::core::mem::offset_of!(norm_dx_params, dx) - 0usize];
+    ["Offset of field: norm_dx_params::dy"][::core::mem::offset_of!(norm_dx_params, dy) - 8usize];
+    ["Offset of field: norm_dx_params::x"][::core::mem::offset_of!(norm_dx_params, x) - 16usize];
+    ["Offset of field: norm_dx_params::weight"][::core::mem::offset_of!(norm_dx_params, weight) - 24usize];
+    ["Offset of field: norm_dx_params::stats"][::core::mem::offset_of!(norm_dx_params, stats) - 32usize];
+    ["Offset of field: norm_dx_params::rows"][::core::mem::offset_of!(norm_dx_params, rows) - 40usize];
+    ["Offset of field: norm_dx_params::cols"][::core::mem::offset_of!(norm_dx_params, cols) - 48usize];
+    ["Offset of field: norm_dx_params::weight_type"]
+        [::core::mem::offset_of!(norm_dx_params, weight_type) - 52usize];
+    ["Offset of field: norm_dx_params::accumulate"]
+        [::core::mem::offset_of!(norm_dx_params, accumulate) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct norm_dweight_params {
+    pub dweight: *mut f32,
+    pub dy: *const ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub stats: *const f32,
+    pub rows: u64,
+    pub cols: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of norm_dweight_params"][::core::mem::size_of::<norm_dweight_params>() - 48usize];
+    ["Alignment of norm_dweight_params"][::core::mem::align_of::<norm_dweight_params>() - 8usize];
+    ["Offset of field: norm_dweight_params::dweight"]
+        [::core::mem::offset_of!(norm_dweight_params, dweight) - 0usize];
+    ["Offset of field: norm_dweight_params::dy"][::core::mem::offset_of!(norm_dweight_params, dy) - 8usize];
+    ["Offset of field: norm_dweight_params::x"][::core::mem::offset_of!(norm_dweight_params, x) - 16usize];
+    ["Offset of field: norm_dweight_params::stats"]
+        [::core::mem::offset_of!(norm_dweight_params, stats) - 24usize];
+    ["Offset of field: norm_dweight_params::rows"]
+        [::core::mem::offset_of!(norm_dweight_params, rows) - 32usize];
+    ["Offset of field: norm_dweight_params::cols"]
+        [::core::mem::offset_of!(norm_dweight_params, cols) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct column_sums_params {
+    pub out: *mut f32,
+    pub a: *const ::core::ffi::c_void,
+    pub b: *const ::core::ffi::c_void,
+    pub rows: u64,
+    pub cols: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of column_sums_params"][::core::mem::size_of::<column_sums_params>() - 40usize];
+    ["Alignment of column_sums_params"][::core::mem::align_of::<column_sums_params>() - 8usize];
+    ["Offset of field: column_sums_params::out"][::core::mem::offset_of!(column_sums_params, out) - 0usize];
+    ["Offset of field: column_sums_params::a"][::core::mem::offset_of!(column_sums_params, a) - 8usize];
+    ["Offset of field: column_sums_params::b"][::core::mem::offset_of!(column_sums_params, b) - 16usize];
+    ["Offset of field: column_sums_params::rows"]
+        [::core::mem::offset_of!(column_sums_params, rows) - 24usize];
+    ["Offset of field: column_sums_params::cols"]
+        [::core::mem::offset_of!(column_sums_params, cols) - 32usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct scale_columns_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub factors: *const f32,
+    pub bias: *const f32,
+    pub n: u64,
+    pub cols: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of scale_columns_params"][::core::mem::size_of::<scale_columns_params>() - 48usize];
+    ["Alignment of scale_columns_params"][::core::mem::align_of::<scale_columns_params>() - 8usize];
+    ["Offset of field: scale_columns_params::out"]
+        [::core::mem::offset_of!(scale_columns_params, out) - 0usize];
+    ["Offset of field: scale_columns_params::x"][::core::mem::offset_of!(scale_columns_params, x) - 8usize];
+    ["Offset of field: scale_columns_params::factors"]
+        [::core::mem::offset_of!(scale_columns_params, factors) - 16usize];
+    ["Offset of field: scale_columns_params::bias"]
+        [::core::mem::offset_of!(scale_columns_params, bias) - 24usize];
+    ["Offset of field: scale_columns_params::n"][::core::mem::offset_of!(scale_columns_params, n) - 32usize];
+    ["Offset of field: scale_columns_params::cols"]
+        [::core::mem::offset_of!(scale_columns_params, cols) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct sum_squares_params {
+    pub sums: *mut f32,
+    pub x: *const f32,
+    pub n: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of sum_squares_params"][::core::mem::size_of::<sum_squares_params>() - 24usize];
+    ["Alignment of sum_squares_params"][::core::mem::align_of::<sum_squares_params>() - 8usize];
+    ["Offset of field: sum_squares_params::sums"][::core::mem::offset_of!(sum_squares_params, sums) - 0usize];
+    ["Offset of field: sum_squares_params::x"][::core::mem::offset_of!(sum_squares_params, x) - 8usize];
+    ["Offset of field: sum_squares_params::n"][::core::mem::offset_of!(sum_squares_params, n) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gather_rows_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub indices: *const i32,
+    pub faults: *mut u32,
+    pub n: u64,
+    pub x_rows: u64,
+    pub cols: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gather_rows_params"][::core::mem::size_of::<gather_rows_params>() - 56usize];
+    ["Alignment of gather_rows_params"][::core::mem::align_of::<gather_rows_params>() - 8usize];
+    ["Offset of field: gather_rows_params::out"][::core::mem::offset_of!(gather_rows_params, out) - 0usize];
+    ["Offset of field: gather_rows_params::x"][::core::mem::offset_of!(gather_rows_params, x) - 8usize];
+    ["Offset of field: gather_rows_params::indices"]
+        [::core::mem::offset_of!(gather_rows_params, indices) - 16usize];
+    ["Offset of field: gather_rows_params::faults"]
+        [::core::mem::offset_of!(gather_rows_params, faults) - 24usize];
+    ["Offset of field: gather_rows_params::n"][::core::mem::offset_of!(gather_rows_params, n) - 32usize];
+    ["Offset of field: gather_rows_params::x_rows"]
+        [::core::mem::offset_of!(gather_rows_params, x_rows) - 40usize];
+    ["Offset of field: gather_rows_params::cols"]
+        [::core::mem::offset_of!(gather_rows_params, cols) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct scatter_add_rows_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub indices: *const i32,
+    pub faults: *mut u32,
+    pub n: u64,
+    pub out_rows: u64,
+    pub cols: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of scatter_add_rows_params"][::core::mem::size_of::<scatter_add_rows_params>() - 56usize];
+    ["Alignment of scatter_add_rows_params"][::core::mem::align_of::<scatter_add_rows_params>() - 8usize];
+    ["Offset of field: scatter_add_rows_params::out"]
+        [::core::mem::offset_of!(scatter_add_rows_params, out) - 0usize];
+    ["Offset of field: scatter_add_rows_params::x"]
+        [::core::mem::offset_of!(scatter_add_rows_params, x) - 8usize];
+    ["Offset of field: scatter_add_rows_params::indices"]
+        [::core::mem::offset_of!(scatter_add_rows_params, indices) - 16usize];
+    ["Offset of field: scatter_add_rows_params::faults"]
+        [::core::mem::offset_of!(scatter_add_rows_params, faults) - 24usize];
+    ["Offset of field: scatter_add_rows_params::n"]
+        [::core::mem::offset_of!(scatter_add_rows_params, n) - 32usize];
+    ["Offset of field: scatter_add_rows_params::out_rows"]
+        [::core::mem::offset_of!(scatter_add_rows_params, out_rows) - 40usize];
+    ["Offset of field: scatter_add_rows_params::cols"]
+        [::core::mem::offset_of!(scatter_add_rows_params, cols) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct copy_columns_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub rows: u64,
+    pub out_cols: u32,
+    pub out_col: u32,
+    pub x_cols: u32,
+    pub x_col: u32,
+    pub cols: u32,
+    pub accumulate: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of copy_columns_params"][::core::mem::size_of::<copy_columns_params>() - 48usize];
+    ["Alignment of copy_columns_params"][::core::mem::align_of::<copy_columns_params>() - 8usize];
+    ["Offset of field: copy_columns_params::out"][::core::mem::offset_of!(copy_columns_params, out) - 0usize];
+    ["Offset of field: copy_columns_params::x"][::core::mem::offset_of!(copy_columns_params, x) - 8usize];
+    ["Offset of field: copy_columns_params::rows"]
+        [::core::mem::offset_of!(copy_columns_params, rows) - 16usize];
+    ["Offset of field: copy_columns_params::out_cols"]
+        [::core::mem::offset_of!(copy_columns_params, out_cols) - 24usize];
+    ["Offset of field: copy_columns_params::out_col"]
+        [::core::mem::offset_of!(copy_columns_params, out_col) - 28usize];
+    ["Offset of field: copy_columns_params::x_cols"]
+        [::core::mem::offset_of!(copy_columns_params, x_cols) - 32usize];
+    ["Offset of field: copy_columns_params::x_col"]
+        [::core::mem::offset_of!(copy_columns_params, x_col) - 36usize];
+    ["Offset of field: copy_columns_params::cols"]
+        [::core::mem::offset_of!(copy_columns_params, cols) - 40usize];
+    ["Offset of field: copy_columns_params::accumulate"]
+        [::core::mem::offset_of!(copy_columns_params, accumulate) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct cross_entropy_params {
+    pub losses: *mut f32,
+    pub dlogits: *mut ::core::ffi::c_void,
+    pub logits: *const f32,
+    pub targets: *const i32,
+    pub faults: *mut u32,
+    pub rows: u64,
+    pub vocabulary: u32,
+    pub grad_scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cross_entropy_params"][::core::mem::size_of::<cross_entropy_params>() - 56usize];
+    ["Alignment of cross_entropy_params"][::core::mem::align_of::<cross_entropy_params>() - 8usize];
+    ["Offset of field: cross_entropy_params::losses"]
+        [::core::mem::offset_of!(cross_entropy_params, losses) - 0usize];
+    ["Offset of field: cross_entropy_params::dlogits"]
+        [::core::mem::offset_of!(cross_entropy_params, dlogits) - 8usize];
+    ["Offset of field: cross_entropy_params::logits"]
+        [::core::mem::offset_of!(cross_entropy_params, logits) - 16usize];
+    ["Offset of field: cross_entropy_params::targets"]
+        [::core::mem::offset_of!(cross_entropy_params, targets) - 24usize];
+    ["Offset of field: cross_entropy_params::faults"]
+        [::core::mem::offset_of!(cross_entropy_params, faults) - 32usize];
+    ["Offset of field: cross_entropy_params::rows"]
+        [::core::mem::offset_of!(cross_entropy_params, rows) - 40usize];
+    ["Offset of field: cross_entropy_params::vocabulary"]
+        [::core::mem::offset_of!(cross_entropy_params, vocabulary) - 48usize];
+    ["Offset of field: cross_entropy_params::grad_scale"]
+        [::core::mem::offset_of!(cross_entropy_params, grad_scale) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct optimizer_params {
+    pub p: *mut f32,
+    pub m: *mut f32,
+    pub v: *mut f32,
+    pub g: *const f32,
+    pub n: u64,
+    pub grad_scale: f32,
+    pub decay: f32,
+    pub beta1: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub bias_correction2_sqrt: f32,
+    pub epsilon: f32,
+    pub step_size: f32,
+    pub weight_decay: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of optimizer_params"][::core::mem::size_of::<optimizer_params>() - 80usize];
+    ["Alignment of optimizer_params"][::core::mem::align_of::<optimizer_params>() - 8usize];
+    ["Offset of field: optimizer_params::p"][::core::mem::offset_of!(optimizer_params, p) - 0usize];
+    ["Offset of field: optimizer_params::m"][::core::mem::offset_of!(optimizer_params, m) - 8usize];
+    ["Offset of field: optimizer_params::v"][::core::mem::offset_of!(optimizer_params, v) - 16usize];
+    ["Offset of field: optimizer_params::g"][::core::mem::offset_of!(optimizer_params, g) - 24usize];
+    ["Offset of field: optimizer_params::n"][::core::mem::offset_of!(optimizer_params, n) - 32usize];
+    ["Offset of field: optimizer_params::grad_scale"]
+        [::core::mem::offset_of!(optimizer_params, grad_scale) - 40usize];
+    ["Offset of field: optimizer_params::decay"][::core::mem::offset_of!(optimizer_params, decay) - 44usize];
+    ["Offset of field: optimizer_params::beta1"][::core::mem::offset_of!(optimizer_params, beta1) - 48usize];
+    ["Offset of field: optimizer_params::one_minus_beta1"]
+        [::core::mem::offset_of!(optimizer_params, one_minus_beta1) - 52usize];
+    ["Offset of field: optimizer_params::beta2"][::core::mem::offset_of!(optimizer_params, beta2) - 56usize];
+    ["Offset of field: optimizer_params::one_minus_beta2"]
+        [::core::mem::offset_of!(optimizer_params, one_minus_beta2) - 60usize];
+    ["Offset of field: optimizer_params::bias_correction2_sqrt"]
+        [::core::mem::offset_of!(optimizer_params, bias_correction2_sqrt) - 64usize];
+    ["Offset of field: optimizer_params::epsilon"]
+        [::core::mem::offset_of!(optimizer_params, epsilon) - 68usize];
+    ["Offset of field: optimizer_params::step_size"]
+        [::core::mem::offset_of!(optimizer_params, step_size) - 72usize];
+    ["Offset of field: optimizer_params::weight_decay"]
+        [::core::mem::offset_of!(optimizer_params, weight_decay) - 76usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct adamw_8bit_params {
+    pub step: optimizer_params,
+    pub m: *mut u8,
+    pub v: *mut u8,
+    pub m_absmax: *mut f32,
+    pub v_absmax: *mut f32,
+    pub m_map: *const f32,
+    pub m_midpoints: *const f32,
+    pub v_map: *const f32,
+    pub v_midpoints: *const f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of adamw_8bit_params"][::core::mem::size_of::<adamw_8bit_params>() - 144usize];
+    ["Alignment of adamw_8bit_params"][::core::mem::align_of::<adamw_8bit_params>() - 8usize];
+    ["Offset of field: adamw_8bit_params::step"][::core::mem::offset_of!(adamw_8bit_params, step) - 0usize];
+    ["Offset of field: adamw_8bit_params::m"][::core::mem::offset_of!(adamw_8bit_params, m) - 80usize];
+    ["Offset of field: adamw_8bit_params::v"][::core::mem::offset_of!(adamw_8bit_params, v) - 88usize];
+    ["Offset of field: adamw_8bit_params::m_absmax"]
+        [::core::mem::offset_of!(adamw_8bit_params, m_absmax) - 96usize];
+    ["Offset of field: adamw_8bit_params::v_absmax"]
+        [::core::mem::offset_of!(adamw_8bit_params, v_absmax) - 104usize];
+    ["Offset of field: adamw_8bit_params::m_map"]
+        [::core::mem::offset_of!(adamw_8bit_params, m_map) - 112usize];
+    ["Offset of field: adamw_8bit_params::m_midpoints"]
+        [::core::mem::offset_of!(adamw_8bit_params, m_midpoints) - 120usize];
+    ["Offset of field: adamw_8bit_params::v_map"]
+        [::core::mem::offset_of!(adamw_8bit_params, v_map) - 128usize];
+    ["Offset of field: adamw_8bit_params::v_midpoints"]
+        [::core::mem::offset_of!(adamw_8bit_params, v_midpoints) - 136usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct quantized_matrix {
+    pub codes: *mut u8,
+    pub scales: *mut f32,
+    pub zeros: *mut u8,
+    pub nested: *const u8,
+    pub nested_absmax: *const f32,
+    pub nested_map: *const f32,
+    pub nested_offset: f32,
+    pub nested_shift: i32,
+    pub levels: [f32; 16usize],
+    pub rows: u64,
+    pub cols: u64,
+    pub block_rows: u64,
+    pub block_cols: u64,
+    pub blocks_per_row: u64,
+    pub format: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of quantized_matrix"][::core::mem::size_of::<quantized_matrix>() - 168usize];
+    ["Alignment of quantized_matrix"][::core::mem::align_of::<quantized_matrix>() - 8usize];
+    ["Offset of field: quantized_matrix::codes"][::core::mem::offset_of!(quantized_matrix, codes) - 0usize];
+    ["Offset of field: quantized_matrix::scales"][::core::mem::offset_of!(quantized_matrix, scales) - 8usize];
+    ["Offset of field: quantized_matrix::zeros"][::core::mem::offset_of!(quantized_matrix, zeros) - 16usize];
+    ["Offset of field: quantized_matrix::nested"]
+        [::core::mem::offset_of!(quantized_matrix, nested) - 24usize];
+    ["Offset of field: quantized_matrix::nested_absmax"]
+        [::core::mem::offset_of!(quantized_matrix, nested_absmax) - 32usize];
+    ["Offset of field: quantized_matrix::nested_map"]
+        [::core::mem::offset_of!(quantized_matrix, nested_map) - 40usize];
+    ["Offset of field: quantized_matrix::nested_offset"]
+        [::core::mem::offset_of!(quantized_matrix, nested_offset) - 48usize];
+    ["Offset of field: quantized_matrix::nested_shift"]
+        [::core::mem::offset_of!(quantized_matrix, nested_shift) - 52usize];
+    ["Offset of field: quantized_matrix::levels"]
+        [::core::mem::offset_of!(quantized_matrix, levels) - 56usize];
+    ["Offset of field: quantized_matrix::rows"][::core::mem::offset_of!(quantized_matrix, rows) - 120usize];
+    ["Offset of field: quantized_matrix::cols"][::core::mem::offset_of!(quantized_matrix, cols) - 128usize];
+    ["Offset of field: quantized_matrix::block_rows"]
+        [::core::mem::offset_of!(quantized_matrix, block_rows) - 136usize];
+    ["Offset of field: quantized_matrix::block_cols"]
+        [::core::mem::offset_of!(quantized_matrix, block_cols) - 144usize];
+    ["Offset of field: quantized_matrix::blocks_per_row"]
+        [::core::mem::offset_of!(quantized_matrix, blocks_per_row) - 152usize];
+    ["Offset of field: quantized_matrix::format"]
+        [::core::mem::offset_of!(quantized_matrix, format) - 160usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct quantize_params {
+    pub q: quantized_matrix,
+    pub x: *const ::core::ffi::c_void,
+    pub faults: *mut u32,
+    pub blocks: u64,
+    pub thresholds: [f32; 15usize],
+    pub ranks: [u8; 16usize],
+    pub has_thresholds: i32,
+    pub max_level: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of quantize_params"][::core::mem::size_of::<quantize_params>() - 280usize];
+    ["Alignment of quantize_params"][::core::mem::align_of::<quantize_params>() - 8usize];
+    ["Offset of field: quantize_params::q"][::core::mem::offset_of!(quantize_params, q) - 0usize];
+    ["Offset of field: quantize_params::x"][::core::mem::offset_of!(quantize_params, x) - 168usize];
+    ["Offset of field: quantize_params::faults"][::core::mem::offset_of!(quantize_params, faults) - 176usize];
+    ["Offset of field: quantize_params::blocks"][::core::mem::offset_of!(quantize_params, blocks) - 184usize];
+    ["Offset of field: quantize_params::thresholds"]
+        [::core::mem::offset_of!(quantize_params, thresholds) - 192usize];
+    ["Offset of field: quantize_params::ranks"][::core::mem::offset_of!(quantize_params, ranks) - 252usize];
+    ["Offset of field: quantize_params::has_thresholds"]
+        [::core::mem::offset_of!(quantize_params, has_thresholds) - 268usize];
+    ["Offset of field: quantize_params::max_level"]
+        [::core::mem::offset_of!(quantize_params, max_level) - 272usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct dequantize_params {
+    pub q: quantized_matrix,
+    pub out: *mut ::core::ffi::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of dequantize_params"][::core::mem::size_of::<dequantize_params>() - 176usize];
+    ["Alignment of dequantize_params"][::core::mem::align_of::<dequantize_params>() - 8usize];
+    ["Offset of field: dequantize_params::q"][::core::mem::offset_of!(dequantize_params, q) - 0usize];
+    ["Offset of field: dequantize_params::out"][::core::mem::offset_of!(dequantize_params, out) - 168usize];
 };

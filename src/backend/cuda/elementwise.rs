@@ -1,17 +1,13 @@
 //! Launches of `cuda/elementwise.cu`.
 
 use super::bindings::{self, *};
-use super::{Cuda, read, written};
+use super::{Cuda, PACK, THREADS, read, written};
 use crate::backend::check::{self, ensure, ensure_alike, ensure_f32};
 use crate::backend::{Activation, RopeShape};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
-
-/// Threads of a block, and elements that each takes.
-const THREADS: usize = 256;
-const PACK: usize = 8;
 
 /// The header's number of an activation function.
 fn kind(activation: Activation) -> i32 {

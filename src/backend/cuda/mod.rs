@@ -13,6 +13,10 @@ mod elementwise;
 mod executor;
 mod host;
 mod kernels;
+mod norm;
+mod optimizer;
+mod quant;
+mod rows;
 
 pub use device::{Device, driver_is_present};
 pub use executor::{Executor, Launch, Properties};
@@ -26,14 +30,19 @@ use crate::error::{Error, Result};
 use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+/// Threads of a block that works on elements, and elements that each takes.
+const THREADS: usize = 256;
+const PACK: usize = 8;
 
 /// An NVIDIA GPU, or the host acting one.
 #[derive(Debug)]
 pub struct Cuda {
     executor: Arc<dyn Executor>,
     arena: Arena,
-    faults: Tensor, // u32 [1], bits of `fault`
+    faults: Tensor,              // u32 [1], bits of `fault`
+    maps: Mutex<Option<Tensor>>, // f32, the dynamic maps of moments in eight bits, when they have been needed
 }
 
 impl Cuda {
@@ -53,7 +62,7 @@ impl Cuda {
     pub fn on<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
         let arena = Arena::on_device(executor.clone());
         let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
-        let cuda = Cuda { executor, arena, faults };
+        let cuda = Cuda { executor, arena, faults, maps: Mutex::new(None) };
         cuda.reset_faults()?;
         Ok(Arc::new(cuda))
     }
@@ -78,10 +87,17 @@ impl Cuda {
             (bindings::FAULT_SCATTER_ADD_ROWS, "scatter_add_rows"),
             (bindings::FAULT_ROPE, "rope"),
             (bindings::FAULT_CROSS_ENTROPY, "cross_entropy"),
+            (bindings::FAULT_QUANTIZE, "quantize"),
         ];
         let found = operations.iter().find(|(bit, _)| word & bit != 0);
         let operation = found.map_or("kernel", |(_, name)| name);
-        Err(Error::shape(operation, "an index lies outside its table, or an element is not finite"))
+        Err(Error::shape(
+            operation,
+            match operation {
+                "quantize" => "expected finite elements, found one that is not",
+                _ => "an index lies outside its table",
+            },
+        ))
     }
 
     /// Starts a kernel whose argument is `params`.
@@ -134,6 +150,16 @@ fn read<T>(x: &Tensor) -> Result<*const T> {
 /// Address of a tensor that is written.
 fn written<T>(x: &mut Tensor) -> Result<*mut T> {
     Ok(x.device_bytes()?.cast())
+}
+
+/// The kernels' number of a float type.
+fn type_code(dtype: DType) -> i32 {
+    (match dtype {
+        DType::F32 => bindings::TYPE_F32,
+        DType::BF16 => bindings::TYPE_BF16,
+        DType::F16 => bindings::TYPE_F16,
+        DType::I32 | DType::U8 => unreachable!("operands were checked to be floats"),
+    }) as i32
 }
 
 /// An operation that has no kernel yet.
@@ -200,22 +226,20 @@ impl Kernels for Cuda {
         missing("gemm")
     }
 
-    fn quantize(&self, _x: &Tensor, _config: &QuantConfig) -> Result<Quantized> {
-        Err(Error::Unsupported("quantize has no CUDA kernel yet".into()))
+    fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
+        quant::quantize(self, x, config)
     }
 
-    fn dequantize(&self, _out: &mut Tensor, _x: &Quantized) -> Result<()> {
-        missing("dequantize")
+    fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()> {
+        quant::dequantize(self, out, x)
     }
 
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
-        check::gather_rows(out, x, rows)?;
-        missing("gather_rows")
+        rows::gather_rows(self, out, x, rows)
     }
 
     fn scatter_add_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
-        check::scatter_add_rows(out, x, rows)?;
-        missing("scatter_add_rows")
+        rows::scatter_add_rows(self, out, x, rows)
     }
 
     fn copy_columns(
@@ -225,10 +249,9 @@ impl Kernels for Cuda {
         x: &Tensor,
         x_col: usize,
         cols: usize,
-        _accumulate: bool,
+        accumulate: bool,
     ) -> Result<()> {
-        check::copy_columns(out, out_col, x, x_col, cols)?;
-        missing("copy_columns")
+        rows::copy_columns(self, out, out_col, x, x_col, cols, accumulate)
     }
 
     fn add(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
@@ -244,22 +267,22 @@ impl Kernels for Cuda {
         elementwise::scale(self, out, factor)
     }
 
-    fn add_column_sums(&self, _out: &mut Tensor, _x: &Tensor) -> Result<()> {
-        missing("add_column_sums")
+    fn add_column_sums(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        norm::column_sums(self, out, x, None)
     }
 
-    fn add_column_products(&self, _out: &mut Tensor, _a: &Tensor, _b: &Tensor) -> Result<()> {
-        missing("add_column_products")
+    fn add_column_products(&self, out: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+        norm::column_sums(self, out, a, Some(b))
     }
 
     fn scale_columns(
         &self,
-        _out: &mut Tensor,
-        _x: &Tensor,
-        _factors: &Tensor,
-        _bias: Option<&Tensor>,
+        out: &mut Tensor,
+        x: &Tensor,
+        factors: &Tensor,
+        bias: Option<&Tensor>,
     ) -> Result<()> {
-        missing("scale_columns")
+        norm::scale_columns(self, out, x, factors, bias)
     }
 
     fn rsqrt(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
@@ -268,52 +291,53 @@ impl Kernels for Cuda {
 
     fn rms_norm(
         &self,
-        _y: &mut Tensor,
-        _rstd: &mut Tensor,
-        _x: &Tensor,
-        _weight: &Tensor,
-        _eps: f32,
+        y: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
     ) -> Result<()> {
-        missing("rms_norm")
+        norm::norm(self, y, rstd, x, weight, None, eps, false)
     }
 
     fn rms_norm_backward(
         &self,
-        _dx: Option<&mut Tensor>,
-        _accumulate: bool,
-        _dweight: Option<&mut Tensor>,
-        _dy: &Tensor,
-        _x: &Tensor,
-        _rstd: &Tensor,
-        _weight: &Tensor,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        rstd: &Tensor,
+        weight: &Tensor,
     ) -> Result<()> {
-        missing("rms_norm_backward")
+        norm::norm_backward(self, dx, accumulate, dweight, dy, x, rstd, weight, false)
     }
 
     fn layer_norm(
         &self,
-        _y: &mut Tensor,
-        _stats: &mut Tensor,
-        _x: &Tensor,
-        _weight: &Tensor,
-        _bias: Option<&Tensor>,
-        _eps: f32,
+        y: &mut Tensor,
+        stats: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        eps: f32,
     ) -> Result<()> {
-        missing("layer_norm")
+        norm::norm(self, y, stats, x, weight, bias, eps, true)
     }
 
     fn layer_norm_backward(
         &self,
-        _dx: Option<&mut Tensor>,
-        _accumulate: bool,
-        _dweight: Option<&mut Tensor>,
-        _dbias: Option<&mut Tensor>,
-        _dy: &Tensor,
-        _x: &Tensor,
-        _stats: &Tensor,
-        _weight: &Tensor,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dweight: Option<&mut Tensor>,
+        dbias: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        stats: &Tensor,
+        weight: &Tensor,
     ) -> Result<()> {
-        missing("layer_norm_backward")
+        norm::norm_backward(self, dx, accumulate, dweight, dy, x, stats, weight, true)?;
+        dbias.map_or(Ok(()), |dbias| norm::column_sums(self, dbias, dy, None))
     }
 
     fn rope(&self, x: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &RopeShape) -> Result<()> {
@@ -397,13 +421,13 @@ impl Kernels for Cuda {
 
     fn cross_entropy(
         &self,
-        _losses: &mut Tensor,
-        _dlogits: Option<&mut Tensor>,
-        _logits: &Tensor,
-        _targets: &Tensor,
-        _grad_scale: f32,
+        losses: &mut Tensor,
+        dlogits: Option<&mut Tensor>,
+        logits: &Tensor,
+        targets: &Tensor,
+        grad_scale: f32,
     ) -> Result<()> {
-        missing("cross_entropy")
+        norm::cross_entropy(self, losses, dlogits, logits, targets, grad_scale)
     }
 
     fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
@@ -414,36 +438,38 @@ impl Kernels for Cuda {
         elementwise::softcap_backward(self, dx, y, cap)
     }
 
-    fn sum_squares(&self, _x: &Tensor) -> Result<f64> {
-        missing("sum_squares").map(|()| 0.0)
+    fn sum_squares(&self, x: &Tensor) -> Result<f64> {
+        norm::sum_squares(self, x)
     }
 
     fn adamw(
         &self,
-        _p: &mut Tensor,
-        _g: &Tensor,
-        _m: &mut Tensor,
-        _v: &mut Tensor,
-        _step: &OptimizerStep,
+        p: &mut Tensor,
+        g: &Tensor,
+        m: &mut Tensor,
+        v: &mut Tensor,
+        step: &OptimizerStep,
     ) -> Result<()> {
-        missing("adamw")
+        optimizer::step(self, "adamw", p, g, Some(m), Some(v), step)
     }
 
     fn adamw_8bit(
         &self,
-        _p: &mut Tensor,
-        _g: &Tensor,
-        _moments: &mut Moments8bit<'_>,
-        _step: &OptimizerStep,
+        p: &mut Tensor,
+        g: &Tensor,
+        moments: &mut Moments8bit<'_>,
+        step: &OptimizerStep,
     ) -> Result<()> {
-        missing("adamw_8bit")
+        optimizer::adamw_8bit(self, p, g, moments, step)
     }
 
-    fn lion(&self, _p: &mut Tensor, _g: &Tensor, _m: &mut Tensor, _step: &OptimizerStep) -> Result<()> {
-        missing("lion")
+    fn lion(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, step: &OptimizerStep) -> Result<()> {
+        let step = OptimizerStep { bias_correction1: 1.0, ..*step };
+        optimizer::step(self, "lion", p, g, Some(m), None, &step)
     }
 
-    fn sgd(&self, _p: &mut Tensor, _g: &Tensor, _step: &OptimizerStep) -> Result<()> {
-        missing("sgd")
+    fn sgd(&self, p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<()> {
+        let step = OptimizerStep { bias_correction1: 1.0, ..*step };
+        optimizer::step(self, "sgd", p, g, None, None, &step)
     }
 }

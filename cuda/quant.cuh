@@ -1,0 +1,46 @@
+// Decoding quantized matrices: an element is (level of its code - zero point) * scale of its block, in f32; see
+// cpu/quant.h.
+#ifndef LOWRANK_QUANT_CUH
+#define LOWRANK_QUANT_CUH
+
+#include "kernel.cuh"
+
+enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3 };
+
+// A small float with `fraction` bits of fraction as f32: its bits moved in place and the exponent's bias corrected by an
+// exact multiplication.
+__device__ __forceinline__ float small_float(uint32_t code, int fraction, float bias) {
+    float magnitude = __uint_as_float((code & 0x7f) << (23 - fraction)) * bias;
+    return __uint_as_float((code & 0x80) << 24 | __float_as_uint(magnitude));
+}
+
+// The level of an element of the flat matrix.
+__device__ __forceinline__ float level_of(const quantized_matrix &q, uint64_t element) {
+    if (q.format == CODES_4BIT) {
+        uint32_t pair = q.codes[element / 2];
+        return q.levels[element % 2 ? pair & 15 : pair >> 4];
+    }
+    uint32_t code = q.codes[element];
+    if (q.format == CODES_INT8) return (float)(int8_t)code;
+    return q.format == CODES_E4M3 ? small_float(code, 3, 0x1p120f) : small_float(code, 2, 0x1p112f);
+}
+
+__device__ __forceinline__ float scale_of(const quantized_matrix &q, uint64_t block) {
+    if (q.scales) return q.scales[block];
+    return q.nested_map[q.nested[block]] * q.nested_absmax[block >> q.nested_shift] + q.nested_offset;
+}
+
+__device__ __forceinline__ uint64_t block_of(const quantized_matrix &q, uint64_t row, uint64_t col) {
+    if (q.block_rows == 0) return (row * q.cols + col) / q.block_cols;
+    return row / q.block_rows * q.blocks_per_row + col / q.block_cols;
+}
+
+// One element as f32.
+__device__ __forceinline__ float decode_element(const quantized_matrix &q, uint64_t row, uint64_t col) {
+    uint64_t block = block_of(q, row, col);
+    float level = level_of(q, row * q.cols + col);
+    if (q.zeros) level -= (float)q.zeros[block];
+    return level * scale_of(q, block);
+}
+
+#endif

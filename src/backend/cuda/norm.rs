@@ -1,0 +1,193 @@
+//! Launches of `cuda/norm.cu`.
+
+use super::bindings::*;
+use super::{Cuda, PACK, THREADS, read, type_code, written};
+use crate::backend::Kernels;
+use crate::backend::check::{self, ensure_alike, ensure_f32};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// Threads of a block, and rows that it has, where half a warp has a row.
+const ROW_THREADS: usize = 128;
+const ROWS_PER_BLOCK: usize = 8;
+
+/// Threads of a block where each has a column.
+const COLUMN_THREADS: usize = 64;
+
+/// Numbers that a row's statistics have.
+fn per_row(layer_norm: bool) -> usize {
+    if layer_norm { 2 } else { 1 }
+}
+
+fn kernel(layer_norm: bool, part: &str, dtype: DType) -> String {
+    format!("{}_norm{part}_{dtype}", if layer_norm { "layer" } else { "rms" })
+}
+
+pub(super) fn row_grid(rows: usize) -> [usize; 3] {
+    [rows.div_ceil(ROWS_PER_BLOCK), 1, 1]
+}
+
+pub(super) fn norm(
+    cuda: &Cuda,
+    y: &mut Tensor,
+    stats: &mut Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    eps: f32,
+    layer_norm: bool,
+) -> Result<()> {
+    let dtype = ensure_alike("norm", &[y, x])?;
+    let (rows, cols) = (x.rows(), x.cols());
+    ensure_f32("norm", &[(stats, rows * per_row(layer_norm))])?;
+    check::norm_weight(weight, bias, cols)?;
+    let params = norm_params {
+        y: written(y)?,
+        stats: written(stats)?,
+        x: read(x)?,
+        weight: read(weight)?,
+        bias: bias.map_or(Ok(std::ptr::null()), read)?,
+        rows: rows as u64,
+        cols: cols as u32,
+        eps,
+        weight_type: type_code(weight.dtype()),
+    };
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch(&kernel(layer_norm, "", dtype), row_grid(rows), ROW_THREADS, 0, &params) }
+}
+
+pub(super) fn norm_backward(
+    cuda: &Cuda,
+    dx: Option<&mut Tensor>,
+    accumulate: bool,
+    dweight: Option<&mut Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    stats: &Tensor,
+    weight: &Tensor,
+    layer_norm: bool,
+) -> Result<()> {
+    let dtype = ensure_alike("norm_backward", &[dy, x])?;
+    let (rows, cols) = (x.rows(), x.cols());
+    ensure_f32("norm_backward", &[(stats, rows * per_row(layer_norm))])?;
+    check::norm_weight(weight, None, cols)?;
+    if let Some(dweight) = dweight {
+        ensure_f32("norm_backward", &[(dweight, cols)])?;
+        let params = norm_dweight_params {
+            dweight: written(dweight)?,
+            dy: read(dy)?,
+            x: read(x)?,
+            stats: read(stats)?,
+            rows: rows as u64,
+            cols: cols as u32,
+        };
+        let grid = [cols.div_ceil(COLUMN_THREADS), 1, 1];
+        // SAFETY: the operands are as the structure says.
+        unsafe { cuda.launch(&kernel(layer_norm, "_dweight", dtype), grid, COLUMN_THREADS, 0, &params)? };
+    }
+    let Some(dx) = dx else { return Ok(()) };
+    ensure_alike("norm_backward", &[dx, dy])?;
+    let params = norm_dx_params {
+        dx: written(dx)?,
+        dy: read(dy)?,
+        x: read(x)?,
+        weight: read(weight)?,
+        stats: read(stats)?,
+        rows: rows as u64,
+        cols: cols as u32,
+        weight_type: type_code(weight.dtype()),
+        accumulate: i32::from(accumulate),
+    };
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch(&kernel(layer_norm, "_dx", dtype), row_grid(rows), ROW_THREADS, 0, &params) }
+}
+
+/// Column sums of `a`, or of `a` times `b`.
+pub(super) fn column_sums(cuda: &Cuda, out: &mut Tensor, a: &Tensor, b: Option<&Tensor>) -> Result<()> {
+    let dtype = ensure_alike("column_sums", &[a, b.unwrap_or(a)])?;
+    let (rows, cols) = (a.rows(), a.cols());
+    ensure_f32("column_sums", &[(out, cols)])?;
+    let params = column_sums_params {
+        out: written(out)?,
+        a: read(a)?,
+        b: b.map_or(Ok(std::ptr::null()), read)?,
+        rows: rows as u64,
+        cols: cols as u32,
+    };
+    let name = format!("column_{}_{dtype}", if b.is_some() { "products" } else { "sums" });
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch(&name, [cols.div_ceil(COLUMN_THREADS), 1, 1], COLUMN_THREADS, 0, &params) }
+}
+
+pub(super) fn scale_columns(
+    cuda: &Cuda,
+    out: &mut Tensor,
+    x: &Tensor,
+    factors: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<()> {
+    let dtype = ensure_alike("scale_columns", &[out, x])?;
+    let (n, cols) = (x.elements(), x.cols());
+    ensure_f32("scale_columns", &[(factors, cols), (bias.unwrap_or(factors), cols)])?;
+    let params = scale_columns_params {
+        out: written(out)?,
+        x: read(x)?,
+        factors: read(factors)?,
+        bias: bias.map_or(Ok(std::ptr::null()), read)?,
+        n: n as u64,
+        cols: cols as u32,
+    };
+    let grid = [n.div_ceil(THREADS * PACK), 1, 1];
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch(&format!("scale_columns_{dtype}"), grid, THREADS, 0, &params) }
+}
+
+pub(super) fn sum_squares(cuda: &Cuda, x: &Tensor) -> Result<f64> {
+    let n = x.elements();
+    ensure_f32("sum_squares", &[(x, n)])?;
+    let blocks = n.div_ceil(SUM_BLOCK as usize);
+    let mut sums = cuda.empty(&[blocks], DType::F32)?;
+    let params = sum_squares_params { sums: written(&mut sums)?, x: read(x)?, n: n as u64 };
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch("sum_squares", row_grid(blocks), ROW_THREADS, 0, &params)? };
+    let mut host = vec![0f32; blocks];
+    cuda.download(&sums, bytemuck::cast_slice_mut(&mut host))?;
+    Ok(host.into_iter().map(f64::from).sum())
+}
+
+pub(super) fn cross_entropy(
+    cuda: &Cuda,
+    losses: &mut Tensor,
+    dlogits: Option<&mut Tensor>,
+    logits: &Tensor,
+    targets: &Tensor,
+    grad_scale: f32,
+) -> Result<()> {
+    let (rows, vocabulary) = (logits.rows(), logits.cols());
+    ensure_f32("cross_entropy", &[(logits, rows * vocabulary), (losses, rows)])?;
+    check::ensure(targets.dtype() == DType::I32 && targets.elements() == rows, "cross_entropy", || {
+        format!("expected {rows} targets, found {:?} {}", targets.shape(), targets.dtype())
+    })?;
+    let mut dtype = DType::F32;
+    let mut address = std::ptr::null_mut();
+    if let Some(dlogits) = dlogits {
+        dtype = ensure_alike("cross_entropy", &[dlogits])?;
+        check::ensure(dlogits.elements() == logits.elements(), "cross_entropy", || {
+            format!("gradient {:?} of logits {:?}", dlogits.shape(), logits.shape())
+        })?;
+        address = written(dlogits)?;
+    }
+    let params = cross_entropy_params {
+        losses: written(losses)?,
+        dlogits: address,
+        logits: read(logits)?,
+        targets: read(targets)?,
+        faults: cuda.faults.device_bytes()?.cast(),
+        rows: rows as u64,
+        vocabulary: vocabulary as u32,
+        grad_scale,
+    };
+    // SAFETY: the operands are as the structure says; targets are checked by the kernel.
+    unsafe { cuda.launch(&format!("cross_entropy_{dtype}"), row_grid(rows), ROW_THREADS, 0, &params) }
+}

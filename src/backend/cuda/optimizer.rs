@@ -1,0 +1,91 @@
+//! Launches of `cuda/optimizer.cu`.
+
+use super::bindings::*;
+use super::{Cuda, PACK, THREADS, read, written};
+use crate::backend::check::{ensure, ensure_f32};
+use crate::backend::{Kernels, Moments8bit, OptimizerStep};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::quant::dynamic_map::{DynamicMap, MOMENTS_BLOCKSIZE};
+use crate::tensor::Tensor;
+use std::ptr::null_mut;
+
+fn parameters(p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<optimizer_params> {
+    Ok(optimizer_params {
+        n: p.elements() as u64,
+        p: written(p)?,
+        m: null_mut(),
+        v: null_mut(),
+        g: read(g)?,
+        grad_scale: step.grad_scale,
+        decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
+        beta1: step.beta1 as f32,
+        one_minus_beta1: (1.0 - step.beta1) as f32,
+        beta2: step.beta2 as f32,
+        one_minus_beta2: (1.0 - step.beta2) as f32,
+        bias_correction2_sqrt: step.bias_correction2_sqrt as f32,
+        epsilon: step.epsilon as f32,
+        step_size: (step.learning_rate / step.bias_correction1) as f32,
+        weight_decay: step.weight_decay as f32,
+    })
+}
+
+/// A step of AdamW (with `m` and `v`), Lion (with `m`) or gradient descent.
+pub(super) fn step(
+    cuda: &Cuda,
+    kernel: &'static str,
+    p: &mut Tensor,
+    g: &Tensor,
+    m: Option<&mut Tensor>,
+    v: Option<&mut Tensor>,
+    step: &OptimizerStep,
+) -> Result<()> {
+    let n = p.elements();
+    ensure_f32(kernel, &[(p, n), (g, n)])?;
+    let mut params = parameters(p, g, step)?;
+    for (to, moments) in [(&mut params.m, m), (&mut params.v, v)] {
+        if let Some(moments) = moments {
+            ensure_f32(kernel, &[(moments, n)])?;
+            *to = written(moments)?;
+        }
+    }
+    let grid = [n.div_ceil(THREADS * PACK), 1, 1];
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch(kernel, grid, THREADS, 0, &params) }
+}
+
+pub(super) fn adamw_8bit(
+    cuda: &Cuda,
+    p: &mut Tensor,
+    g: &Tensor,
+    moments: &mut Moments8bit<'_>,
+    step: &OptimizerStep,
+) -> Result<()> {
+    let (n, blocks) = (p.elements(), p.elements().div_ceil(MOMENTS_BLOCKSIZE));
+    ensure_f32("adamw_8bit", &[(p, n), (g, n), (moments.m_absmax, blocks), (moments.v_absmax, blocks)])?;
+    for codes in [&*moments.m, &*moments.v] {
+        ensure(codes.dtype() == DType::U8 && codes.elements() == n, "adamw_8bit", || {
+            format!("expected {n} codes, found {:?} {}", codes.shape(), codes.dtype())
+        })?;
+    }
+    let mut maps = cuda.maps.lock().expect("the lock is never held across a panic");
+    if maps.is_none() {
+        let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
+        let all = [&signed.levels[..], &signed.midpoints, &unsigned.levels, &unsigned.midpoints].concat();
+        *maps = Some((cuda as &dyn Kernels).from_slice(&all, &[all.len()])?);
+    }
+    let map = |start: usize| read::<f32>(maps.as_ref().expect("made above")).map(|p| p.wrapping_add(start));
+    let params = adamw_8bit_params {
+        step: parameters(p, g, step)?,
+        m: written(moments.m)?,
+        v: written(moments.v)?,
+        m_absmax: written(moments.m_absmax)?,
+        v_absmax: written(moments.v_absmax)?,
+        m_map: map(0)?,
+        m_midpoints: map(256)?,
+        v_map: map(511)?,
+        v_midpoints: map(767)?,
+    };
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch("adamw_8bit", [blocks, 1, 1], MOMENTS_BLOCKSIZE, 0, &params) }
+}

@@ -1,0 +1,21 @@
+//! CUDA backends for tests: the kernels on the host, with threads in several orders, and the GPU if there is one.
+
+use super::host_kernels::project_library;
+use lowrank::backend::Backend;
+use lowrank::backend::cuda::{Cuda, HostExecutor, ThreadOrder, driver_is_present};
+use std::sync::Arc;
+
+/// The kernels on the host, threads taking turns in this order.
+pub fn host(order: ThreadOrder) -> Backend {
+    Cuda::on(Arc::new(HostExecutor::open(&project_library(), order).unwrap())).unwrap()
+}
+
+/// Every executor that there is here.
+pub fn all() -> Vec<Backend> {
+    let orders = [ThreadOrder::Forward, ThreadOrder::Reversed, ThreadOrder::Random(7)];
+    let mut backends: Vec<Backend> = orders.into_iter().map(host).collect();
+    if driver_is_present() {
+        backends.push(Cuda::new(0).unwrap());
+    }
+    backends
+}
