@@ -5,17 +5,28 @@
 #include "gemv.h"
 #include "table.h"
 
-static size_t pack_a_units(size_t m, size_t k, int32_t bf16) { return m * units(k, bf16); }
+static size_t pack_a_units(size_t rows, size_t k, int32_t bf16) { return rows * units(k, bf16); }
 
 static size_t rows_per_tile(size_t m) { return tile_rows(m); }
 
-// A tile's units lie at row0 * ku, so a chunk's at + u0 * mr.
-static void pack_a(uint32_t *dst, const struct gemm_operand *a, size_t m, size_t k, int32_t bf16, size_t first,
-                   size_t last) {
+// The rows from row0 on, `count` of them, that lie in [first, last).
+struct rows {
+    size_t row0, mr;
+};
+
+static struct rows rows_inside(size_t row0, size_t count, size_t first, size_t last) {
+    size_t end = row0 + count < last ? row0 + count : last;
+    if (row0 < first) row0 = first;
+    return (struct rows){row0, row0 < end ? end - row0 : 0};
+}
+
+// What a tile has of A lies at its first row's place times ku, so a chunk's at + u0 * mr.
+static void pack_a(uint32_t *dst, const struct gemm_operand *a, size_t m, size_t first_row, size_t count, size_t k,
+                   int32_t bf16, size_t first, size_t last) {
     size_t rows = tile_rows(m), ku = units(k, bf16);
     for (size_t t = first; t < last; t++) {
-        size_t row0 = t * rows, mr = m - row0 < rows ? m - row0 : rows;
-        pack_a_tile(dst + row0 * ku, a, row0, mr, 0, k, bf16);
+        struct rows r = rows_inside(t * rows, rows, first_row, first_row + count);
+        if (r.mr) pack_a_tile(dst + (r.row0 - first_row) * ku, a, r.row0 - first_row, r.mr, 0, k, bf16);
     }
 }
 
@@ -133,24 +144,26 @@ static void pack_b(uint32_t *dst, const struct gemm_operand *b, size_t column, s
     else pack_quantized_columns(dst, b->quantized, column, count, k0, k, bf16);
 }
 
-// Adds a chunk to the accumulators, which start from zero if `first`.
+// Adds a chunk to the accumulators of its term's rows, which start from zero if `first`.
 static void add_chunk(const struct job *job, struct chunk chunk, int first) {
     const struct gemm_args *g = job->g;
     const struct gemm_term *term = &g->terms[chunk.term];
     size_t rows = tile_rows(g->m), job_rows = job->last_row - job->first_row;
     size_t ku = units(term->k, g->bf16), parts = (job_rows + rows - 1) / rows;
+    if (term->last_row <= job->first_row || term->first_row >= job->last_row) return;
     for (size_t p = 0; p < job->panels; p++) {
         size_t column = chunk.column + p * NR;
         pack_b(job->packed + p * KC * NR, &term->b, column, columns_of(g, column, 1), chunk.k0, chunk.k, g->bf16);
     }
     struct chunk next = chunk_after(job, chunk);
-    for (size_t row = 0, part = 0; row < job_rows; row += rows, part++) {
+    for (size_t part = 0; part < parts; part++) {
         prefetch(job, next, part, parts);
-        size_t mr = job_rows - row < rows ? job_rows - row : rows;
-        const uint32_t *a = term->a + (job->first_row + row) * ku + chunk.u0 * mr;
+        struct rows r = rows_inside(job->first_row + part * rows, rows, term->first_row, term->last_row);
+        if (!r.mr) continue;
+        const uint32_t *a = term->a + (r.row0 - term->first_row) * ku + chunk.u0 * r.mr;
         for (size_t p = 0; p < job->panels; p++) {
-            float *c = job->accumulators + (p * job_rows + row) * NR;
-            tile_for(mr, columns_of(g, chunk.column + p * NR, 1), g->bf16)(
+            float *c = job->accumulators + (p * job_rows + r.row0 - job->first_row) * NR;
+            tile_for(r.mr, columns_of(g, chunk.column + p * NR, 1), g->bf16)(
                 units(chunk.k, g->bf16), a, job->packed + p * KC * NR, c, NR, first);
         }
     }
@@ -178,8 +191,14 @@ static void panels(const struct gemm_args *g, size_t column, size_t count, size_
     }
     for (size_t t = 0; t < g->n_terms; t++) {
         const struct gemm_term *term = &g->terms[t];
-        size_t done =
-            g->bf16 ? few_rows(&term->b, column, count, g->n, g->m, term->a, term->k, job.accumulators, !started) : 0;
+        int of_all = term->last_row - term->first_row == g->m;
+        if (!of_all && !started) {
+            memset(job.accumulators, 0, count * (last_row - job.first_row) * NR * sizeof(float));
+            started = 1;
+        }
+        size_t done = 0;
+        if (g->bf16 && of_all)
+            done = few_rows(&term->b, column, count, g->n, g->m, term->a, term->k, job.accumulators, !started);
         started |= done > 0;
         for (size_t u0 = done; u0 < units(g->terms[t].k, g->bf16); u0 += KC) {
             add_chunk(&job, chunk_at(g, column, t, u0), !started);

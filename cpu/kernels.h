@@ -42,11 +42,12 @@ struct gemm_operand {
     int32_t transposed;
 };
 
-// One product: A packed by gemm_pack_a, B as stored.
+// One product: A packed by gemm_pack_a, B as stored. Rows [first_row, last_row) of the result have it, and A has them
+// alone.
 struct gemm_term {
     const uint32_t *a;
     struct gemm_operand b;
-    size_t k;
+    size_t k, first_row, last_row;
 };
 
 // out = scale * (init + sum of A B) + bias. With out_transposed it is the transpose that is stored, [n, ldo],
@@ -123,11 +124,12 @@ struct kernel_table {
     const char *isa;
     size_t gemm_mr, gemm_nr, gemm_kc;
 
-    // Number of 32-bit units that packing A [m, k] takes.
-    size_t (*gemm_pack_a_units)(size_t m, size_t k, int32_t bf16);
-    // Packs the tiles [first, last) of A; a tile has gemm_tile_rows(m) rows.
-    void (*gemm_pack_a)(uint32_t *dst, const struct gemm_operand *a, size_t m, size_t k, int32_t bf16,
-                        size_t first, size_t last);
+    // Number of 32-bit units that packing A [rows, k] takes.
+    size_t (*gemm_pack_a_units)(size_t rows, size_t k, int32_t bf16);
+    // Packs A [rows, k], the rows from first_row on of a result of m, as far as it lies in the result's tiles
+    // [first, last); a tile has gemm_tile_rows(m) rows.
+    void (*gemm_pack_a)(uint32_t *dst, const struct gemm_operand *a, size_t m, size_t first_row, size_t rows,
+                        size_t k, int32_t bf16, size_t first, size_t last);
     size_t (*gemm_tile_rows)(size_t m);
     // Floats of scratch that gemm_panels takes for `panels` panels and tiles [first, last).
     size_t (*gemm_scratch)(size_t m, size_t panels, size_t first, size_t last);

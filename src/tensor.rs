@@ -179,6 +179,11 @@ impl Tensor {
         Arc::strong_count(&self.storage) == 1
     }
 
+    /// Whether both handles look at the same elements.
+    pub(crate) fn is_same(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage) && self.offset == other.offset && self.shape == other.shape
+    }
+
     /// Whether the tensor lies in a read-only file.
     pub fn is_mapped(&self) -> bool {
         matches!(*self.storage, Storage::Mapped(_))

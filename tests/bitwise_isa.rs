@@ -39,7 +39,7 @@ fn plain(dtype: DType) -> Operand {
 
 fn simple(m: usize, k: usize, n: usize, dtype: DType) -> Case {
     let terms = vec![(k, plain(dtype), plain(dtype))];
-    Case { m, n, terms, out: DType::F32, accumulate: true, scale: 1.0, bias: None }
+    Case { m, n, terms, row_terms: Vec::new(), out: DType::F32, accumulate: true, scale: 1.0, bias: None }
 }
 
 /// More units of k than a chunk of a packed panel has: accumulators pass through memory.
@@ -99,6 +99,7 @@ fn underflow_at_the_edge_is_one_and_the_same() {
     for steps in [150, 151, 152] {
         let data = Data {
             terms: vec![(vec![2.0f32.powi(-75)], vec![-2.0f32.powi(75 - steps)])],
+            row_terms: Vec::new(),
             init: vec![f32::MIN_POSITIVE],
             bias: vec![0.0],
         };

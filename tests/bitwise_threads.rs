@@ -34,15 +34,24 @@ fn a_row_does_not_depend_on_other_rows() {
         let (m, k, n) = if index % 2 == 0 { (45, 331, 70) } else { (45, 331, 9) };
         let mut case = varied(m, k, n, index);
         case.terms.iter_mut().for_each(|(_, a, _)| a.transposed = false);
+        case.row_terms.iter_mut().for_each(|(_, _, a, _)| a.transposed = false);
         let mut values = Values(index);
         let data = Data::of(&case, || values.value());
         let all = compute(&backend, &case, &data);
         for (first, rows) in [(0, 1), (44, 1), (7, 2), (3, 14), (13, 29)] {
-            let part = Case { m: rows, ..case.clone() };
+            let mut part = Case { m: rows, ..case.clone() };
             let cut = |x: &[f32], width: usize| x[first * width..(first + rows) * width].to_vec();
             let terms = case.terms.iter().zip(&data.terms);
+            let mut row_terms = Vec::new();
+            for ((range, k, ..), (a, b)) in part.row_terms.iter_mut().zip(&data.row_terms) {
+                let own = range.start.clamp(first, first + rows)..range.end.clamp(first, first + rows);
+                let skipped = own.start.saturating_sub(range.start).min(range.len());
+                row_terms.push((a[skipped * *k..][..own.len() * *k].to_vec(), b.clone()));
+                *range = own.start - first..own.end - first;
+            }
             let part_data = Data {
                 terms: terms.map(|(&(k, ..), (a, b))| (cut(a, k), b.clone())).collect(),
+                row_terms,
                 init: cut(&data.init, n),
                 bias: data.bias.clone(),
             };

@@ -128,7 +128,7 @@ impl<'m> Tape<'m> {
             Op::ScaleColumns { x, factors } => {
                 ops::scale_columns::backward(gradients, inputs, &dy, &x, factors)
             }
-            Op::Linear { x, weight, conv1d, bias, lora, dora } => {
+            Op::Linear { x, weight, conv1d, bias, low_rank, dora } => {
                 let x = match (x, previous) {
                     (Input::Unused, _) => None,
                     (Input::Kept(x), _) => Some(x),
@@ -137,8 +137,8 @@ impl<'m> Tape<'m> {
                     }
                     (Input::FromPrevious, None) => unreachable!("recorded after an activation"),
                 };
-                let saved = ops::linear::Saved { x, weight, conv1d, bias, lora, dora, dropout: self.dropout };
-                ops::linear::backward(gradients, inputs, dy, &saved)
+                let saved = ops::linear::Saved { x, weight, conv1d, bias, low_rank, dora };
+                ops::linear::backward(self, gradients, inputs, dy, &saved)
             }
             Op::Norm { x, stats, weight, bias, layer_norm, plus_one } => {
                 ops::norm::backward(gradients, inputs, &dy, &x, &stats, &weight, bias, layer_norm, plus_one)

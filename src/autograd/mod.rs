@@ -10,4 +10,4 @@ pub mod tape;
 
 pub use backward::Gradients;
 pub use checkpoint::Replay;
-pub use tape::{Dropout, Node, Op, Tape, ValueId, Var};
+pub use tape::{Dropout, Node, Op, Slot, Tape, ValueId, Var};

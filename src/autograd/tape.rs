@@ -3,8 +3,9 @@
 use crate::backend::{Activation, Backend, RopeShape, Sequence};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::model::{Lora, Parameter};
+use crate::model::Parameter;
 use crate::ops::dora::DoraSaved;
+use crate::ops::linear::LowRank;
 use crate::param::{ParamId, ParamStore};
 use crate::rng::{PhiloxKey, Stream};
 use crate::tensor::Tensor;
@@ -54,19 +55,33 @@ impl Dropout {
     }
 }
 
+/// Rows of a batch that have an adapter of their own, in a pass whose rows have different ones. Each slot has the bits
+/// that its rows have in a pass alone.
+#[derive(Clone, Debug)]
+pub struct Slot<'m> {
+    /// The rows, which no other slot has; perhaps none.
+    pub rows: Range<usize>,
+    /// The adapter's parameters.
+    pub params: &'m ParamStore,
+    /// Where the adapter's masks come from in training; `first_row` counts the adapter's own tokens.
+    pub dropout: Option<Dropout>,
+    /// The rows' gradients are those of this times the sum of their losses.
+    pub grad_scale: f32,
+}
+
 /// An operation with what its backward needs. Tensors are saved by handle; the names are those of the forward.
 #[allow(missing_docs)]
 #[derive(Debug)]
 pub enum Op {
     /// Rows of a trainable table.
     Embedding { table: ParamId, ids: Tensor },
-    /// `x W^T + bias`, with or without a low-rank part.
+    /// `x W^T + bias`, with or without low-rank parts.
     Linear {
         x: Input, // [n, in]
         weight: Parameter,
         conv1d: bool,
         bias: Option<ParamId>,
-        lora: Option<(Lora, Tensor)>, // with scale * A dropout(x), [n, r]
+        low_rank: Vec<LowRank>,
         dora: Option<Box<DoraSaved>>,
     },
     /// Columns times trained factors.
@@ -169,6 +184,9 @@ pub struct Tape<'m> {
     pub dtype: DType,
     /// Set while training, where dropout applies.
     pub dropout: Option<Dropout>,
+    /// Rows with adapters of their own, in the order in which those were put
+    /// [side by side](crate::model::Model::side_by_side).
+    pub slots: &'m [Slot<'m>],
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: usize,
     recording: bool,
@@ -187,6 +205,7 @@ impl<'m> Tape<'m> {
             params,
             dtype,
             dropout,
+            slots: &[],
             nodes: Vec::new(),
             values: 0,
             recording: true,
@@ -200,6 +219,7 @@ impl<'m> Tape<'m> {
             params,
             dtype,
             dropout: None,
+            slots: &[],
             nodes: Vec::new(),
             values: 0,
             recording: false,
@@ -219,6 +239,14 @@ impl<'m> Tape<'m> {
     /// A tape for one segment of this one: same parameters and dropout, nothing recorded yet.
     pub(crate) fn inner(&self, recording: bool) -> Tape<'m> {
         Tape { backend: self.backend.clone(), nodes: Vec::new(), values: 0, recording, ..*self }
+    }
+
+    /// The parameters of a slot's adapter and where its masks come from; without a slot the model's own.
+    pub(crate) fn adapter(&self, slot: Option<usize>) -> (&'m ParamStore, Option<Dropout>) {
+        match slot {
+            Some(slot) => (self.slots[slot].params, self.slots[slot].dropout),
+            None => (self.params, self.dropout),
+        }
     }
 
     /// A tensor for activations.

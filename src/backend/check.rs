@@ -129,10 +129,10 @@ pub(super) fn gemm(out: &Tensor, gemm: &Gemm<'_>) -> Result<()> {
     ensure(matches!(out.dtype(), DType::F32 | DType::BF16), "gemm", || {
         format!("expected an f32 or bf16 result, found {}", out.dtype())
     })?;
-    for term in gemm.terms {
+    for (rows, term) in gemm.terms_by_rows(m) {
         let ((am, ak), (bk, bn)) = (term.a.shape(), term.b.shape());
-        ensure((am, bn) == (m, n) && ak == bk, "gemm", || {
-            format!("[{am}, {ak}] times [{bk}, {bn}] into [{m}, {n}]")
+        ensure((am, bn) == (rows.len(), n) && ak == bk && rows.end <= m, "gemm", || {
+            format!("[{am}, {ak}] times [{bk}, {bn}] into rows {rows:?} of [{m}, {n}]")
         })?;
         let (a, b) = (term.a.dense()?.dtype(), term.b.dense().map_or(DType::F32, Tensor::dtype));
         ensure(a.is_float() && b.is_float(), "gemm", || {

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 mod check;
@@ -101,14 +102,27 @@ pub struct GemmTerm<'a> {
     pub b: Matrix<'a>,
 }
 
-/// `out = scale * (init + sum of a b over the terms) + bias`, all terms on the same accumulators in order.
+/// A product that only some rows of a [`Gemm`]'s result have: as many as `term.a` has, from `first_row` on.
+#[derive(Clone, Copy, Debug)]
+pub struct RowTerm<'a> {
+    /// First row of the result that has it.
+    pub first_row: usize,
+    /// `[rows, k]` times `[k, n]`.
+    pub term: GemmTerm<'a>,
+}
+
+/// `out = scale * (init + sum of a b over the terms) + bias`, all terms on the same accumulators in order, those of
+/// some rows after those of all: the other rows have the bits that they have without.
 ///
 /// `init` is 0, or `out` itself if `accumulate`. The arithmetic is bf16 (law 2) if every `a` is bf16, else
-/// f32; a `b` of another type is converted first. The low-rank part of a LoRA layer is a second term.
+/// f32; a `b` of another type is converted first. The low-rank part of a LoRA layer is a second term; those of a
+/// batch whose rows use different adapters are row terms.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm<'a> {
     /// Products, in order.
     pub terms: &'a [GemmTerm<'a>],
+    /// Products of some rows, in order; their left operands are dense.
+    pub row_terms: &'a [RowTerm<'a>],
     /// Factor on the accumulator.
     pub scale: f32,
     /// `[n]`, added after scaling; f32, bf16 or f16.
@@ -120,7 +134,17 @@ pub struct Gemm<'a> {
 impl<'a> Gemm<'a> {
     /// The plain sum of products.
     pub fn new(terms: &'a [GemmTerm<'a>]) -> Self {
-        Gemm { terms, scale: 1.0, bias: None, accumulate: false }
+        Gemm { terms, row_terms: &[], scale: 1.0, bias: None, accumulate: false }
+    }
+
+    /// All terms of a result of `rows` rows in order, each with the rows that have it.
+    pub(crate) fn terms_by_rows(&self, rows: usize) -> impl Iterator<Item = (Range<usize>, GemmTerm<'a>)> {
+        let of_some = |part: &RowTerm<'a>| {
+            let end = part.first_row.saturating_add(part.term.a.shape().0);
+            (part.first_row..end, part.term)
+        };
+        let of_all = self.terms.iter().map(move |term| (0..rows, *term));
+        of_all.chain(self.row_terms.iter().map(of_some))
     }
 }
 

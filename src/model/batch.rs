@@ -38,6 +38,15 @@ impl Batch {
         self.first_labels.push(labels.first().copied().unwrap_or(IGNORE_INDEX));
     }
 
+    /// Appends another batch's sequences.
+    pub fn append(&mut self, other: &Batch) {
+        self.input_ids.extend(&other.input_ids);
+        self.positions.extend(&other.positions);
+        self.targets.extend(&other.targets);
+        self.lengths.extend(&other.lengths);
+        self.first_labels.extend(&other.first_labels);
+    }
+
     /// The batch with `n` places for virtual tokens before each sequence's; as in PEFT, the last one predicts the
     /// sequence's first token.
     pub(crate) fn with_virtual_tokens(&self, n: usize) -> Self {

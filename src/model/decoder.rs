@@ -54,12 +54,19 @@ pub struct Layer {
 /// weights are not copied.
 #[derive(Debug)]
 pub struct Installed {
-    params: ParamStore,
-    parameters: Vec<Parameter>,          // in the order of `Model::parameters_mut`
-    head: Option<Parameter>,             // a tied one, which is not among them
-    linears: Vec<Option<LinearAdapter>>, // in the order of `Model::linears_mut`
-    bottlenecks: Vec<[Option<Bottleneck>; 2]>,
-    prompt: Option<Prompt>,
+    pub(super) params: ParamStore,
+    pub(super) parameters: Vec<Parameter>, // in the order of `Model::parameters_mut`
+    pub(super) head: Option<Parameter>,    // a tied one, which is not among them
+    pub(super) linears: Vec<Option<LinearAdapter>>, // in the order of `Model::linears_mut`
+    pub(super) bottlenecks: Vec<[Option<Bottleneck>; 2]>,
+    pub(super) prompt: Option<Prompt>,
+}
+
+impl Installed {
+    /// The trainable parameters.
+    pub fn params(&self) -> &ParamStore {
+        &self.params
+    }
 }
 
 /// A module of a layer.
@@ -249,6 +256,12 @@ impl Model {
 
     /// Puts what was there at another time in place of what is there now, and gives that.
     pub fn exchange(&mut self, mut other: Installed) -> Installed {
+        self.swap(&mut other);
+        other
+    }
+
+    /// [`Model::exchange`] in place.
+    pub fn swap(&mut self, other: &mut Installed) {
         std::mem::swap(&mut self.params, &mut other.params);
         if let Some(theirs) = &mut other.head {
             std::mem::swap(&mut self.head.weight, theirs);
@@ -264,7 +277,6 @@ impl Model {
             std::mem::swap(&mut layer.output_adapter, &mut theirs[1]);
         }
         std::mem::swap(&mut self.prompt, &mut other.prompt);
-        other
     }
 
     /// Makes a tied head share the embedding's parameter again, after the embedding's was replaced.

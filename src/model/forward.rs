@@ -5,7 +5,7 @@ use super::decoder::{Layer, Mlp, Model, Qkv};
 use super::prompt::{Encoded, PromptPlace};
 use super::rope::RopeConfig;
 use crate::autograd::tape::AttentionHeads;
-use crate::autograd::{Dropout, Replay, Tape, Var};
+use crate::autograd::{Dropout, Replay, Slot, Tape, Var};
 use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -63,7 +63,23 @@ impl Model {
     /// # Errors
     /// When a token is outside the vocabulary, a sequence too long, or memory can't be had.
     pub fn train_step(&self, batch: &Batch, grad_scale: f32, dropout: Option<Dropout>) -> Result<Tensor> {
-        let mut tape = Tape::training(&self.backend, &self.params, self.dtype, dropout);
+        self.train(batch, grad_scale, Tape::training(&self.backend, &self.params, self.dtype, dropout))
+    }
+
+    /// [`Model::train_step`] of a batch whose rows have adapters of their own, which were put on the model
+    /// [side by side](Model::side_by_side): `slots` in that order. Each slot's losses and gradients have the bits of a
+    /// pass over its rows alone.
+    ///
+    /// # Errors
+    /// As [`Model::train_step`], and when slots share rows or leave the batch.
+    pub fn train_step_slots(&self, batch: &Batch, slots: &[Slot<'_>]) -> Result<Tensor> {
+        check_slots(slots, batch)?;
+        let mut tape = Tape::training(&self.backend, &self.params, self.dtype, None);
+        tape.slots = slots;
+        self.train(batch, 1.0, tape)
+    }
+
+    fn train(&self, batch: &Batch, grad_scale: f32, mut tape: Tape<'_>) -> Result<Tensor> {
         let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
         let pass = self.pass(batch, 0, encoded.as_ref())?;
         let hidden = pass.hidden(&mut tape, None)?;
@@ -282,6 +298,29 @@ impl Model {
         }
         Ok(kept.clone())
     }
+}
+
+/// Slots hold ascending ranges of whole sequences.
+fn check_slots(slots: &[Slot<'_>], batch: &Batch) -> Result<()> {
+    let mut ends = vec![0];
+    ends.extend(batch.lengths.iter().scan(0, |end, len| {
+        *end += len;
+        Some(*end)
+    }));
+    let mut last = 0;
+    for Slot { rows, .. } in slots.iter().filter(|slot| !slot.rows.is_empty()) {
+        if rows.start < last || !ends.contains(&rows.start) || !ends.contains(&rows.end) {
+            return Err(Error::shape(
+                "slots",
+                format!(
+                    "rows {rows:?} after {last} are not whole sequences of the batch's {}",
+                    batch.tokens()
+                ),
+            ));
+        }
+        last = rows.end;
+    }
+    Ok(())
 }
 
 impl Pass<'_> {

@@ -19,6 +19,7 @@ pub mod quantize;
 pub mod qwen;
 pub mod rope;
 pub mod save;
+pub mod side_by_side;
 pub(crate) mod stored;
 
 pub use batch::Batch;

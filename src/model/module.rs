@@ -158,6 +158,9 @@ pub struct Linear {
 pub enum LinearAdapter {
     /// A low-rank part.
     Lora(Lora),
+    /// The low-rank parts of several adapters, of which rows of a batch have one each: that of their
+    /// [slot](crate::autograd::Slot). Without slots there is none.
+    SideBySide(Vec<Option<Lora>>),
     /// Trained factors on the columns of the output, or of the input (IA3).
     Ia3 {
         /// As many as columns.
@@ -226,6 +229,11 @@ impl Linear {
     ) -> Self {
         let path = path.to_string();
         Linear { path, weight, bias, conv1d: false, in_features, out_features, adapter: None }
+    }
+
+    /// Whether the layer is one product, the adapter's on the same accumulators.
+    pub(crate) fn is_product(&self) -> bool {
+        matches!(self.adapter, None | Some(LinearAdapter::Lora(_) | LinearAdapter::SideBySide(_)))
     }
 
     /// The low-rank part that is computed together with the layer's product.

@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::Linear;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// Bytes of f32 logits that may exist at a time.
 const LOGITS_BYTES: usize = 32 << 20;
@@ -27,7 +28,8 @@ pub struct Loss {
 
 impl Tape<'_> {
     /// Cross-entropies of `x head^T` (`x`: `[tokens, hidden]`) against `targets`, leaving out
-    /// [`IGNORE_INDEX`]; logits are soft-capped if so asked; the gradient is that of `grad_scale` times their sum.
+    /// [`IGNORE_INDEX`]; logits are soft-capped if so asked; the gradient is that of `grad_scale` times their sum, or of
+    /// the slots' own factors.
     ///
     /// # Errors
     /// When a target is outside the vocabulary or shapes do not fit.
@@ -52,10 +54,11 @@ impl Tape<'_> {
             (0..targets.len()).filter(|i| targets[*i] != IGNORE_INDEX).map(|i| i as i32).collect();
         let m = counted.len();
         let kept: Vec<i32> = counted.iter().map(|i| targets[*i as usize]).collect();
-        let targets_of = |range: std::ops::Range<usize>| {
+        let targets_of = |range: Range<usize>| {
             let len = range.len();
             backend.from_slice(&kept[range], &[len])
         };
+        let pieces = self.loss_pieces(&counted, grad_scale);
         let rows = (m != targets.len()).then(|| backend.from_slice(&counted, &[m])).transpose()?;
         let input = match &rows {
             None => x.tensor.clone(),
@@ -76,19 +79,26 @@ impl Tape<'_> {
             let range = start..(start + chunk).min(m);
             let part = input.slice(range.clone())?;
             let mut logits = logits_view(&logits, range.len())?;
-            let mut dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
+            let dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
             let forward = [GemmTerm { a: Matrix::plain(&part), b: weight.forward(false) }];
             backend.gemm(&mut logits, &Gemm::new(&forward))?;
             if let Some(cap) = softcap {
                 backend.softcap(&mut logits, cap)?;
             }
-            backend.cross_entropy(
-                &mut losses.slice(range.clone())?,
-                dlogits.as_mut(),
-                &logits,
-                &targets_of(range.clone())?,
-                grad_scale,
-            )?;
+            for (piece, grad_scale) in &pieces {
+                let own = piece.start.max(range.start)..piece.end.min(range.end);
+                if own.is_empty() {
+                    continue;
+                }
+                let inside = own.start - start..own.end - start;
+                backend.cross_entropy(
+                    &mut losses.slice(own.clone())?,
+                    dlogits.as_ref().map(|d| d.slice(inside.clone())).transpose()?.as_mut(),
+                    &logits.slice(inside)?,
+                    &targets_of(own)?,
+                    *grad_scale,
+                )?;
+            }
             let Some(mut dlogits) = dlogits else { continue };
             if let Some(cap) = softcap {
                 backend.softcap_backward(&mut dlogits, &logits, cap)?;
@@ -114,6 +124,24 @@ impl Tape<'_> {
             None => None,
         };
         Ok(Loss { losses, counted: m, id })
+    }
+}
+
+impl Tape<'_> {
+    /// Neighbours among the counted rows that have one factor on their losses, with that factor.
+    fn loss_pieces(&self, counted: &[i32], grad_scale: f32) -> Vec<(Range<usize>, f32)> {
+        let factor = |row: &i32| {
+            let slot = self.slots.iter().find(|slot| slot.rows.contains(&(*row as usize)));
+            slot.map_or(grad_scale, |slot| slot.grad_scale)
+        };
+        let mut pieces: Vec<(Range<usize>, f32)> = Vec::new();
+        for (i, factor) in counted.iter().map(factor).enumerate() {
+            match pieces.last_mut() {
+                Some((range, same)) if *same == factor => range.end = i + 1,
+                _ => pieces.push((i..i + 1, factor)),
+            }
+        }
+        pieces
     }
 }
 

@@ -2,17 +2,20 @@
 //!
 //! Forward: `h = scale * drop(x) A^T`, `y = x W^T + h B^T + bias`. Backward, with `u = scale * dy B`:
 //! `dB += dy^T h`, `dA += u^T drop(x)`, `dx += dy W + undrop(u A)`. The mask is made again from its key.
+//! In a pass whose rows have adapters of their own, each [slot](crate::autograd::Slot) has its low-rank part in its rows
+//! alone, on the accumulators of the one product with `W`, and the bits that the rows have without the others.
 //! Source: Hu et al., "LoRA" (arXiv 2106.09685).
 
 use super::dora::{self, DoraSaved};
 use crate::autograd::tape::{Dropout, Input};
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
-use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
+use crate::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::{Linear, LinearAdapter, Lora, Parameter};
 use crate::param::{ParamId, ParamStore};
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// What a linear layer's backward needs.
 pub(crate) struct Saved {
@@ -20,9 +23,44 @@ pub(crate) struct Saved {
     pub weight: Parameter,
     pub conv1d: bool,
     pub bias: Option<ParamId>,
-    pub lora: Option<(Lora, Tensor)>,
+    pub low_rank: Vec<LowRank>,
     pub dora: Option<Box<DoraSaved>>,
-    pub dropout: Option<Dropout>,
+}
+
+/// The low-rank part that some rows have of a layer.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// The adapter's slot; `None`: the model's own, which all rows have.
+    slot: Option<usize>,
+    rows: Range<usize>,
+    lora: Lora,
+    /// `scale * A dropout(x)`, `[rows, r]`.
+    h: Tensor,
+}
+
+/// The terms of a layer's product.
+struct Terms<'a> {
+    of_all: Vec<GemmTerm<'a>>,
+    of_some: Vec<RowTerm<'a>>,
+    rows: usize,
+}
+
+impl<'a> Terms<'a> {
+    fn new(base: GemmTerm<'a>) -> Self {
+        Terms { of_all: vec![base], of_some: Vec::new(), rows: base.a.shape().0 }
+    }
+
+    fn push(&mut self, rows: &Range<usize>, term: GemmTerm<'a>) {
+        if rows.len() == self.rows {
+            self.of_all.push(term);
+        } else {
+            self.of_some.push(RowTerm { first_row: rows.start, term });
+        }
+    }
+
+    fn gemm(&self) -> Gemm<'_> {
+        Gemm { row_terms: &self.of_some, ..Gemm::new(&self.of_all) }
+    }
 }
 
 /// `x` under the layer's dropout mask; `x` itself where nothing is dropped.
@@ -90,7 +128,7 @@ impl Tape<'_> {
                 let z = self.scale(&z, part.scale)?;
                 self.add(&y, &z)
             }
-            Some(LinearAdapter::Lora(_)) | None => {
+            Some(LinearAdapter::Lora(_) | LinearAdapter::SideBySide(_)) | None => {
                 let [y] = self.products(x, [layer])?;
                 Ok(y)
             }
@@ -102,7 +140,7 @@ impl Tape<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn linears<const N: usize>(&mut self, x: &Var, layers: [&Linear; N]) -> Result<[Var; N]> {
-        if layers.iter().all(|layer| layer.adapter.is_none() || layer.lora().is_some()) {
+        if layers.iter().all(|layer| layer.is_product()) {
             return self.products(x, layers);
         }
         let mut outputs = Vec::with_capacity(N);
@@ -115,71 +153,89 @@ impl Tape<'_> {
     /// The layers' products with their low-rank parts.
     fn products<const N: usize>(&mut self, x: &Var, layers: [&Linear; N]) -> Result<[Var; N]> {
         let (backend, params, rows) = (self.backend.clone(), self.params, x.tensor.rows());
-        let hidden = self.low_rank(x, &layers)?;
+        let low_rank = self.low_rank(x, &layers)?;
         let (mut weights, mut ups) = (Vec::with_capacity(N), Vec::with_capacity(N));
         let (mut biases, mut outputs) = (Vec::with_capacity(N), Vec::with_capacity(N));
-        for layer in layers {
+        for (layer, parts) in layers.iter().zip(&low_rank) {
             weights.push(layer.weight.weight(params)?);
-            ups.push(layer.lora().map(|lora| params.value(lora.b)).transpose()?);
+            let up = |part: &LowRank| self.adapter(part.slot).0.value(part.lora.b);
+            ups.push(parts.iter().map(up).collect::<Result<Vec<_>>>()?);
             biases.push(total_bias(&backend, params, layer)?);
             outputs.push(self.empty(rows, layer.out_features)?);
         }
         let mut terms = Vec::with_capacity(N);
-        for (((layer, weight), up), h) in layers.iter().zip(&weights).zip(&ups).zip(&hidden) {
-            let mut all = vec![GemmTerm { a: Matrix::plain(&x.tensor), b: weight.forward(layer.conv1d) }];
-            if let (Some(b), Some(h)) = (up, h) {
-                all.push(GemmTerm { a: Matrix::plain(h), b: Matrix::transposed(b) });
+        for (((layer, weight), ups), parts) in layers.iter().zip(&weights).zip(&ups).zip(&low_rank) {
+            let base = GemmTerm { a: Matrix::plain(&x.tensor), b: weight.forward(layer.conv1d) };
+            let mut all = Terms::new(base);
+            for (part, b) in parts.iter().zip(ups) {
+                all.push(&part.rows, GemmTerm { a: Matrix::plain(&part.h), b: Matrix::transposed(b) });
             }
             terms.push(all);
         }
         let products = outputs.iter_mut().zip(&terms).zip(&biases);
-        let mut products: Vec<_> = products
-            .map(|((y, terms), bias)| (y, Gemm { bias: bias.as_ref(), ..Gemm::new(terms) }))
-            .collect();
+        let mut products: Vec<_> =
+            products.map(|((y, terms), bias)| (y, Gemm { bias: bias.as_ref(), ..terms.gemm() })).collect();
         backend.gemm_all(&mut products)?;
-        let mut results = outputs.into_iter().zip(hidden);
+        let mut results = outputs.into_iter().zip(low_rank);
         let mut finished = Vec::with_capacity(N);
         for layer in layers {
-            let (y, h) = results.next().expect("there is one result for each layer");
-            finished.push(self.finish_linear(x, layer, y, h)?);
+            let (y, parts) = results.next().expect("there is one result for each layer");
+            finished.push(self.finish_linear(x, layer, y, parts)?);
         }
         Ok(finished.try_into().expect("there is one result for each layer"))
     }
 
     /// Scales by DoRA's magnitudes and records the layer.
-    fn finish_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, h: Option<Tensor>) -> Result<Var> {
+    fn finish_linear(&mut self, x: &Var, layer: &Linear, y: Tensor, low_rank: Vec<LowRank>) -> Result<Var> {
         match layer.lora().and_then(|lora| Some((lora, lora.dora.as_deref()?))) {
-            None => Ok(self.record_linear(x, layer, y, h, None)),
+            None => Ok(self.record_linear(x, layer, y, low_rank, None)),
             Some(parts) => {
                 let (y, saved) = dora::forward(&self.backend, self.params, layer, parts, y)?;
-                Ok(self.record_linear(x, layer, y, h, Some(Box::new(saved))))
+                Ok(self.record_linear(x, layer, y, low_rank, Some(Box::new(saved))))
             }
         }
     }
 
-    /// `scale * A drop(x)` of each layer that has a low-rank part, `[tokens, r]`.
-    fn low_rank(&self, x: &Var, layers: &[&Linear]) -> Result<Vec<Option<Tensor>>> {
-        let mut operands = Vec::with_capacity(layers.len());
-        for lora in layers.iter().filter_map(|layer| layer.lora()) {
-            let a = self.params.value(lora.a)?;
-            let h = self.empty(x.tensor.rows(), a.rows())?;
-            operands.push((h, a, dropped(&self.backend, &x.tensor, lora, self.dropout)?, lora.scale));
+    /// The adapters that rows of this pass have on a layer: slot, rows, settings.
+    fn adapters<'l>(&self, layer: &'l Linear, rows: usize) -> Vec<(Option<usize>, Range<usize>, &'l Lora)> {
+        match &layer.adapter {
+            Some(LinearAdapter::Lora(lora)) => vec![(None, 0..rows, lora)],
+            Some(LinearAdapter::SideBySide(all)) => {
+                let slots = self.slots.iter().zip(all).enumerate();
+                let own = slots.filter(|(_, (slot, _))| !slot.rows.is_empty());
+                own.filter_map(|(i, (slot, lora))| Some((Some(i), slot.rows.clone(), lora.as_ref()?)))
+                    .collect()
+            }
+            _ => Vec::new(),
         }
-        let terms: Vec<_> = operands
-            .iter()
-            .map(|(_, a, input, _)| [GemmTerm { a: Matrix::plain(input), b: Matrix::transposed(a) }])
-            .collect();
-        let scales: Vec<f32> = operands.iter().map(|(.., scale)| *scale).collect();
-        let mut hidden: Vec<Tensor> = operands.iter().map(|(h, ..)| h.clone()).collect();
-        let mut products: Vec<_> = hidden
-            .iter_mut()
-            .zip(&terms)
-            .zip(scales)
-            .map(|((h, terms), scale)| (h, Gemm { scale, ..Gemm::new(terms) }))
-            .collect();
+    }
+
+    /// The low-rank parts of each layer.
+    fn low_rank(&self, x: &Var, layers: &[&Linear]) -> Result<Vec<Vec<LowRank>>> {
+        let (mut all, mut operands) = (Vec::with_capacity(layers.len()), Vec::new());
+        for layer in layers {
+            let mut parts = Vec::new();
+            for (slot, rows, lora) in self.adapters(layer, x.tensor.rows()) {
+                let (params, dropout) = self.adapter(slot);
+                let a = params.value(lora.a)?;
+                let h = self.empty(rows.len(), a.rows())?;
+                let input = dropped(&self.backend, &x.tensor.slice(rows.clone())?, lora, dropout)?;
+                operands.push((h.clone(), a, input, lora.scale));
+                parts.push(LowRank { slot, rows, lora: lora.clone(), h });
+            }
+            all.push(parts);
+        }
+        let (mut hidden, mut terms) =
+            (Vec::with_capacity(operands.len()), Vec::with_capacity(operands.len()));
+        for (h, a, input, scale) in &operands {
+            hidden.push(h.clone());
+            terms.push(([GemmTerm { a: Matrix::plain(input), b: Matrix::transposed(a) }], *scale));
+        }
+        let products = hidden.iter_mut().zip(&terms);
+        let mut products: Vec<_> =
+            products.map(|(h, (terms, scale))| (h, Gemm { scale: *scale, ..Gemm::new(terms) })).collect();
         self.backend.gemm_all(&mut products)?;
-        let mut hidden = hidden.into_iter();
-        Ok(layers.iter().map(|layer| layer.lora().and_then(|_| hidden.next())).collect())
+        Ok(all)
     }
 
     fn record_linear(
@@ -187,12 +243,12 @@ impl Tape<'_> {
         x: &Var,
         layer: &Linear,
         y: Tensor,
-        h: Option<Tensor>,
+        low_rank: Vec<LowRank>,
         dora: Option<Box<DoraSaved>>,
     ) -> Var {
         let bias = layer.bias.as_ref().and_then(Parameter::id);
         let trains_weight = layer.weight.id().is_some();
-        let needs_x = trains_weight || layer.lora().is_some();
+        let needs_x = trains_weight || !low_rank.is_empty();
         let trainable = needs_x || bias.is_some();
         let input = if needs_x { self.input(x) } else { Input::Unused };
         self.record(y, [x], trainable, || Op::Linear {
@@ -200,13 +256,14 @@ impl Tape<'_> {
             weight: layer.weight.clone(),
             conv1d: layer.conv1d,
             bias,
-            lora: layer.lora().cloned().zip(h),
+            low_rank,
             dora,
         })
     }
 }
 
 pub(crate) fn backward(
+    tape: &Tape<'_>,
     g: &mut Gradients<'_>,
     inputs: [Option<ValueId>; 3],
     dy: Tensor,
@@ -216,61 +273,75 @@ pub(crate) fn backward(
     if let Some(id) = saved.bias {
         backend.add_column_sums(&mut params.grad(id)?, &dy)?;
     }
-    let dy = match (&saved.lora, &saved.dora) {
-        (Some((Lora { dora: Some(dora), .. }, _)), Some(kept)) => dora::backward(g, &dy, dora, kept)?,
+    let dy = match (saved.low_rank.first().and_then(|part| part.lora.dora.as_deref()), &saved.dora) {
+        (Some(dora), Some(kept)) => dora::backward(g, &dy, dora, kept)?,
         _ => dy,
     };
     if let (Some(id), Some(x)) = (saved.weight.id(), &saved.x) {
         let (rows, cols) = if saved.conv1d { (x, &dy) } else { (&dy, x) };
         accumulate_product(&backend, &mut params.grad(id)?, rows, cols)?;
     }
-    let u = match &saved.lora {
-        Some((lora, h)) => Some(lora_backward(g, &dy, saved, lora, h)?),
-        None => None,
-    };
+    let mut through = Vec::with_capacity(saved.low_rank.len());
+    for part in &saved.low_rank {
+        let (store, dropout) = tape.adapter(part.slot);
+        let x = saved.x.as_ref().map(|x| x.slice(part.rows.clone())).transpose()?;
+        let u = part.backward(&backend, store, dropout, &dy.slice(part.rows.clone())?, x)?;
+        through.push((part, u, store.value(part.lora.a)?, dropout.filter(|_| part.lora.dropout > 0.0)));
+    }
     let Some(id) = inputs[0] else { return Ok(()) };
     let weight = saved.weight.weight(params)?;
     let w = weight.backward(saved.conv1d);
     let in_features = w.shape().1;
-    let base = GemmTerm { a: Matrix::plain(&dy), b: w };
-    g.accumulate(id, &[dy.rows(), in_features], |dx, accumulate| {
-        let gemm = |dx: &mut Tensor, terms: &[GemmTerm<'_>]| {
-            backend.gemm(dx, &Gemm { accumulate, ..Gemm::new(terms) })
-        };
-        let (Some((lora, _)), Some(u)) = (&saved.lora, &u) else { return gemm(dx, &[base]) };
-        let a = params.value(lora.a)?;
-        let low_rank = GemmTerm { a: Matrix::plain(u), b: Matrix::plain(&a) };
-        match saved.dropout.filter(|_| lora.dropout > 0.0) {
-            None => gemm(dx, &[base, low_rank]),
-            Some(d) => {
-                gemm(dx, &[base])?;
-                let mut through = backend.empty(dx.shape(), dx.dtype())?;
-                backend.gemm(&mut through, &Gemm::new(&[low_rank]))?;
-                backend.dropout(dx, &through, lora.dropout, d.key(lora.stream), d.first_row, true)
-            }
+    let mut terms = Terms::new(GemmTerm { a: Matrix::plain(&dy), b: w });
+    let mut masked = Vec::new();
+    for (part, u, a, dropout) in &through {
+        let term = GemmTerm { a: Matrix::plain(u), b: Matrix::plain(a) };
+        match dropout {
+            None => terms.push(&part.rows, term),
+            Some(dropout) => masked.push((part, term, dropout)),
         }
+    }
+    g.accumulate(id, &[dy.rows(), in_features], |dx, accumulate| {
+        backend.gemm(dx, &Gemm { accumulate, ..terms.gemm() })?;
+        for (LowRank { rows, lora, .. }, term, d) in masked {
+            let mut dx = dx.slice(rows.clone())?;
+            let mut through = backend.empty(dx.shape(), dx.dtype())?;
+            backend.gemm(&mut through, &Gemm::new(&[term]))?;
+            backend.dropout(&mut dx, &through, lora.dropout, d.key(lora.stream), d.first_row, true)?;
+        }
+        Ok(())
     })
 }
 
-/// Gradients of the low-rank part's parameters; returns `u = scale * dy B`, `[tokens, r]`.
-fn lora_backward(g: &Gradients<'_>, dy: &Tensor, saved: &Saved, lora: &Lora, h: &Tensor) -> Result<Tensor> {
-    let (backend, params) = (&g.backend, g.params);
-    let b = params.value(lora.b)?;
-    let mut u = backend.empty(h.shape(), h.dtype())?;
-    let up = [GemmTerm { a: Matrix::plain(dy), b: Matrix::plain(&b) }];
-    backend.gemm(&mut u, &Gemm { scale: lora.scale, ..Gemm::new(&up) })?;
-    accumulate_product(backend, &mut params.grad(lora.b)?, dy, h)?;
-    if let Some(x) = &saved.x {
-        let input = dropped(backend, x, lora, saved.dropout)?;
-        accumulate_product(backend, &mut params.grad(lora.a)?, &u, &input)?;
+impl LowRank {
+    /// Adds the gradients of the part's parameters from `dy` and `x`, its rows of them; returns `u = scale * dy B`,
+    /// `[rows, r]`.
+    fn backward(
+        &self,
+        backend: &Backend,
+        params: &ParamStore,
+        dropout: Option<Dropout>,
+        dy: &Tensor,
+        x: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let lora = &self.lora;
+        let b = params.value(lora.b)?;
+        let mut u = backend.empty(self.h.shape(), self.h.dtype())?;
+        let up = [GemmTerm { a: Matrix::plain(dy), b: Matrix::plain(&b) }];
+        backend.gemm(&mut u, &Gemm { scale: lora.scale, ..Gemm::new(&up) })?;
+        accumulate_product(backend, &mut params.grad(lora.b)?, dy, &self.h)?;
+        if let Some(x) = &x {
+            let input = dropped(backend, x, lora, dropout)?;
+            accumulate_product(backend, &mut params.grad(lora.a)?, &u, &input)?;
+        }
+        if let Some(id) = lora.bias {
+            let mut sums = backend.zeros(&[dy.cols()], DType::F32)?;
+            backend.add_column_sums(&mut sums, dy)?;
+            backend.scale(&mut sums, lora.scale)?;
+            backend.add_assign(&mut params.grad(id)?, &sums)?;
+        }
+        Ok(u)
     }
-    if let Some(id) = lora.bias {
-        let mut sums = backend.zeros(&[dy.cols()], DType::F32)?;
-        backend.add_column_sums(&mut sums, dy)?;
-        backend.scale(&mut sums, lora.scale)?;
-        backend.add_assign(&mut params.grad(id)?, &sums)?;
-    }
-    Ok(u)
 }
 
 /// `grad += rows^T cols`, summed over tokens in order, continuing on the gradient's own accumulators: so

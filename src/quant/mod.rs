@@ -304,6 +304,11 @@ struct Parts {
 }
 
 impl Quantized {
+    /// Whether both handles are of one matrix.
+    pub(crate) fn is_same(&self, other: &Quantized) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// A matrix of these parts: `codes` u8, `zeros` u8 `[blocks]` where the format has zero points. `dtype` is
     /// the type that the weight had.
     ///

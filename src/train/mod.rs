@@ -2,11 +2,14 @@
 
 pub mod arguments;
 pub mod checkpoint;
+mod job;
+pub mod many;
 pub mod metrics;
 pub mod plan;
 pub mod trainer;
 
 pub use arguments::{Interval, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
+pub use many::ManyTrainer;
 pub use plan::{MemoryPlan, PlanArguments, Planner};
 pub use trainer::{Event, Report, Trainer, evaluate};

@@ -1,7 +1,8 @@
 //! Matrix products by the numerics law, element by element: what every backend must give bit for bit.
 
-use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
+use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
 use lowrank::{DType, Tensor};
+use std::ops::Range;
 
 /// Sizes on both sides of vectors, tiles, panels and chunks.
 pub const SIZES: [usize; 8] = [1, 7, 16, 17, 31, 33, 97, 257];
@@ -14,12 +15,13 @@ pub struct Operand {
     pub misaligned: bool,
 }
 
-/// `out[m, n]` of one or two terms.
+/// `out[m, n]` of one or two terms, and more of some rows.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub m: usize,
     pub n: usize,
     pub terms: Vec<(usize, Operand, Operand)>, // k, a, b
+    pub row_terms: Vec<(Range<usize>, usize, Operand, Operand)>,
     pub out: DType,
     pub accumulate: bool,
     pub scale: f32,
@@ -69,10 +71,18 @@ pub fn varied(m: usize, k: usize, n: usize, index: u64) -> Case {
         let rank = choose.pick(&[1, 4, 9, 16]);
         terms.push(term(&mut choose, rank));
     }
+    let mut row_terms = Vec::new();
+    for _ in 0..choose.pick(&[0, 0, 1, 3]) {
+        let (one, other) = (choose.next() as usize % (m + 1), choose.next() as usize % (m + 1));
+        let rank = choose.pick(&[1, 4, 9, 16]);
+        let (k, a, b) = term(&mut choose, rank);
+        row_terms.push((one.min(other)..one.max(other), k, a, b));
+    }
     Case {
         m,
         n,
         terms,
+        row_terms,
         out: choose.pick(&[DType::F32, DType::BF16]),
         accumulate: flag(&mut choose),
         scale: choose.pick(&[1.0, 0.25, 1.7]),
@@ -84,8 +94,9 @@ pub fn varied(m: usize, k: usize, n: usize, index: u64) -> Case {
 #[derive(Debug)]
 pub struct Data {
     pub terms: Vec<(Vec<f32>, Vec<f32>)>, // [m, k], [k, n]
-    pub init: Vec<f32>,                   // [m, n]
-    pub bias: Vec<f32>,                   // [n]
+    pub row_terms: Vec<(Vec<f32>, Vec<f32>)>,
+    pub init: Vec<f32>, // [m, n]
+    pub bias: Vec<f32>, // [n]
 }
 
 /// Rounded to a storage type and back.
@@ -106,6 +117,11 @@ impl Data {
                 .terms
                 .iter()
                 .map(|(k, a, b)| (make(case.m * k, a.dtype), make(k * case.n, b.dtype)))
+                .collect(),
+            row_terms: case
+                .row_terms
+                .iter()
+                .map(|(rows, k, a, b)| (make(rows.len() * k, a.dtype), make(k * case.n, b.dtype)))
                 .collect(),
             init: make(case.m * case.n, case.out),
             bias: make(case.n, case.bias.unwrap_or(DType::F32)),
@@ -130,26 +146,40 @@ fn stored(backend: &Backend, x: &[f32], rows: usize, cols: usize, how: Operand) 
 /// The backend's result, widened.
 pub fn compute(backend: &Backend, case: &Case, data: &Data) -> Vec<f32> {
     let plain = |dtype| Operand { dtype, transposed: false, misaligned: true };
-    let operands: Vec<(Tensor, Tensor)> = case
-        .terms
+    let of_all = case.terms.iter().zip(&data.terms).map(|(&(k, a, b), data)| (case.m, k, a, b, data));
+    let of_some = case
+        .row_terms
         .iter()
-        .zip(&data.terms)
-        .map(|(&(k, a, b), (x, w))| (stored(backend, x, case.m, k, a), stored(backend, w, k, case.n, b)))
+        .zip(&data.row_terms)
+        .map(|((rows, k, a, b), data)| (rows.len(), *k, *a, *b, data));
+    let operands: Vec<(Tensor, Tensor)> = of_all
+        .chain(of_some)
+        .map(|(m, k, a, b, (x, w))| (stored(backend, x, m, k, a), stored(backend, w, k, case.n, b)))
         .collect();
-    let terms: Vec<GemmTerm<'_>> = case
-        .terms
+    let term = |(x, w), a: &Operand, b: &Operand| GemmTerm {
+        a: Matrix::Dense { tensor: x, transposed: a.transposed },
+        b: Matrix::Dense { tensor: w, transposed: b.transposed },
+    };
+    let (of_all, of_some) = operands.split_at(case.terms.len());
+    let terms: Vec<GemmTerm<'_>> =
+        case.terms.iter().zip(of_all).map(|((_, a, b), (x, w))| term((x, w), a, b)).collect();
+    let row_terms: Vec<RowTerm<'_>> = case
+        .row_terms
         .iter()
-        .zip(&operands)
-        .map(|((_, a, b), (x, w))| GemmTerm {
-            a: Matrix::Dense { tensor: x, transposed: a.transposed },
-            b: Matrix::Dense { tensor: w, transposed: b.transposed },
-        })
+        .zip(of_some)
+        .map(|((rows, _, a, b), (x, w))| RowTerm { first_row: rows.start, term: term((x, w), a, b) })
         .collect();
     let bias = case
         .bias
         .map(|dtype| stored(backend, &data.bias, 1, case.n, plain(dtype)).reshape(&[case.n]).unwrap());
     let mut out = stored(backend, &data.init, case.m, case.n, plain(case.out));
-    let gemm = Gemm { terms: &terms, scale: case.scale, bias: bias.as_ref(), accumulate: case.accumulate };
+    let gemm = Gemm {
+        terms: &terms,
+        row_terms: &row_terms,
+        scale: case.scale,
+        bias: bias.as_ref(),
+        accumulate: case.accumulate,
+    };
     backend.gemm(&mut out, &gemm).unwrap();
     backend.to_f32(&out).unwrap()
 }
@@ -171,12 +201,16 @@ fn fma_flushed(x: f32, y: f32, sum: f32) -> f32 {
 
 /// The law: one accumulator, k ascending, fused; in bf16 with flushing, and an odd k padded with a zero.
 pub fn by_the_law(case: &Case, data: &Data) -> Vec<f32> {
-    let bf16 = case.terms.iter().all(|(_, a, _)| a.dtype == DType::BF16);
+    let mut left = case.terms.iter().map(|(_, a, _)| a).chain(case.row_terms.iter().map(|(_, _, a, _)| a));
+    let bf16 = left.all(|a| a.dtype == DType::BF16);
     let mut out = Vec::with_capacity(case.m * case.n);
     for i in 0..case.m {
         for j in 0..case.n {
             let mut sum = if case.accumulate { data.init[i * case.n + j] } else { 0.0 };
-            for (&(k, ..), (a, b)) in case.terms.iter().zip(&data.terms) {
+            let of_all = case.terms.iter().zip(&data.terms).map(|(&(k, ..), data)| (i, k, data));
+            let of_some = case.row_terms.iter().zip(&data.row_terms);
+            let own = of_some.filter(|((rows, ..), _)| rows.contains(&i));
+            for (i, k, (a, b)) in of_all.chain(own.map(|((rows, k, ..), data)| (i - rows.start, *k, data))) {
                 for l in 0..if bf16 { k.next_multiple_of(2) } else { k } {
                     let (x, y) = if l < k { (a[i * k + l], b[l * case.n + j]) } else { (0.0, 0.0) };
                     sum = if bf16 { fma_flushed(x, rounded(y, DType::BF16), sum) } else { x.mul_add(y, sum) };

@@ -83,14 +83,18 @@ pub struct gemm_term {
     pub a: *const u32,
     pub b: gemm_operand,
     pub k: usize,
+    pub first_row: usize,
+    pub last_row: usize,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 48usize];
+    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 64usize];
     ["Alignment of gemm_term"][::core::mem::align_of::<gemm_term>() - 8usize];
     ["Offset of field: gemm_term::a"][::core::mem::offset_of!(gemm_term, a) - 0usize];
     ["Offset of field: gemm_term::b"][::core::mem::offset_of!(gemm_term, b) - 8usize];
     ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 40usize];
+    ["Offset of field: gemm_term::first_row"][::core::mem::offset_of!(gemm_term, first_row) - 48usize];
+    ["Offset of field: gemm_term::last_row"][::core::mem::offset_of!(gemm_term, last_row) - 56usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -289,12 +293,14 @@ pub struct kernel_table {
     pub gemm_nr: usize,
     pub gemm_kc: usize,
     pub gemm_pack_a_units:
-        ::core::option::Option<unsafe extern "C" fn(m: usize, k: usize, bf16: i32) -> usize>,
+        ::core::option::Option<unsafe extern "C" fn(rows: usize, k: usize, bf16: i32) -> usize>,
     pub gemm_pack_a: ::core::option::Option<
         unsafe extern "C" fn(
             dst: *mut u32,
             a: *const gemm_operand,
             m: usize,
+            first_row: usize,
+            rows: usize,
             k: usize,
             bf16: i32,
             first: usize,

@@ -8,6 +8,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Row tiles per job, so that a job's accumulators stay in the second-level cache.
 const TILES_PER_JOB: usize = 40;
@@ -93,20 +94,31 @@ impl Cpu {
 
     fn prepare<'a>(&self, out: &mut Tensor, gemm: &Gemm<'a>) -> Result<Prepared<'a>> {
         let (rows, cols) = (out.rows(), out.cols());
-        let bf16 = gemm.terms.iter().all(|t| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
-        let flip = cols <= SKINNY && 4 * cols <= rows && !gemm.terms.iter().any(|t| is_quantized(&t.b));
+        let all: Vec<_> = gemm.terms_by_rows(rows).collect();
+        let bf16 = all.iter().all(|(_, t)| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
+        let can_flip = gemm.row_terms.is_empty() && !all.iter().any(|(_, t)| is_quantized(&t.b));
+        let flip = cols <= SKINNY && 4 * cols <= rows && can_flip;
         let (m, n) = if flip { (cols, rows) } else { (rows, cols) };
-        let mut packed = Vec::with_capacity(gemm.terms.len()); // keeps what `terms` points to
-        let mut terms = Vec::with_capacity(gemm.terms.len());
-        for term in gemm.terms {
+        let mut packed = Vec::with_capacity(all.len()); // keeps what `terms` points to
+        let mut terms = Vec::with_capacity(all.len());
+        let mut work = 0;
+        for (range, term) in all {
             let k = term.a.shape().1;
             let right = self.in_type(&term.b, bf16)?;
             let a = dense_operand(term.a.dense()?, is_transposed(&term.a) != flip);
             let b = right_operand(&right, is_transposed(&term.b) != flip);
             let (a, b) = if flip { (b, a) } else { (a, b) };
-            let a = self.pack_a(&a, m, k, bf16)?;
-            terms.push(gemm_term { a: a.host_bytes().cast(), b, k });
+            let range = if flip { 0..m } else { range };
+            let a = self.pack_a(&a, m, range.clone(), k, bf16)?;
+            terms.push(gemm_term {
+                a: a.host_bytes().cast(),
+                b,
+                k,
+                first_row: range.start,
+                last_row: range.end,
+            });
             packed.push((a, right));
+            work += range.len() * n * k;
         }
         let args = gemm_args {
             terms: terms.as_ptr(),
@@ -123,7 +135,6 @@ impl Cpu {
             bias: gemm.bias.map_or(std::ptr::null(), |b| b.host_bytes().cast()),
             bias_type: gemm.bias.map_or(0, |b| type_code(b.dtype())),
         };
-        let work = m * n * gemm.terms.iter().map(|t| t.a.shape().1).sum::<usize>();
         Ok(Prepared { args, work, _terms: terms, _packed: packed })
     }
 
@@ -141,24 +152,39 @@ impl Cpu {
         Ok(Right::Dense(Cow::Owned(out)))
     }
 
-    fn tiles(&self, m: usize) -> usize {
+    fn tile_rows(&self, m: usize) -> usize {
         // SAFETY: a pure function of its argument.
-        m.div_ceil(unsafe { kernel!(self, gemm_tile_rows)(m) })
+        unsafe { kernel!(self, gemm_tile_rows)(m) }
     }
 
-    fn pack_a(&self, a: &gemm_operand, m: usize, k: usize, bf16: bool) -> Result<Tensor> {
+    fn tiles(&self, m: usize) -> usize {
+        m.div_ceil(self.tile_rows(m))
+    }
+
+    /// Packs a left operand, the rows `range` of a result of `m` rows.
+    fn pack_a(
+        &self,
+        a: &gemm_operand,
+        m: usize,
+        range: Range<usize>,
+        k: usize,
+        bf16: bool,
+    ) -> Result<Tensor> {
+        let (first_row, rows, bf16) = (range.start, range.len(), i32::from(bf16));
         // SAFETY: a pure function of its arguments.
-        let units = unsafe { kernel!(self, gemm_pack_a_units)(m, k, i32::from(bf16)) };
+        let units = unsafe { kernel!(self, gemm_pack_a_units)(rows, k, bf16) };
         let mut packed = self.empty(&[units], DType::F32)?;
         let to = Shared(packed.host_mut::<f32>()?);
         let a = Shared(std::ptr::from_ref(a).cast_mut());
-        let tiles = self.tiles(m);
-        let chunk = if m * k < SERIAL_WORK / 4 { tiles } else { tiles.div_ceil(2 * self.threads) };
+        let (first_tile, last_tile) = (first_row / self.tile_rows(m), range.end.div_ceil(self.tile_rows(m)));
+        let tiles = last_tile - first_tile;
+        let chunk = if rows * k < SERIAL_WORK / 4 { tiles } else { tiles.div_ceil(2 * self.threads) }.max(1);
         self.run(tiles.div_ceil(chunk), |i| {
-            let last = ((i + 1) * chunk).min(tiles);
+            let first = first_tile + i * chunk;
+            let last = (first + chunk).min(last_tile);
             // SAFETY: a tile's units are written by the one job that has the tile; `a` outlives the jobs.
             unsafe {
-                kernel!(self, gemm_pack_a)(to.at(0).cast(), a.at(0), m, k, i32::from(bf16), i * chunk, last)
+                kernel!(self, gemm_pack_a)(to.at(0).cast(), a.at(0), m, first_row, rows, k, bf16, first, last)
             };
         });
         Ok(packed)

@@ -2,6 +2,7 @@
 
 use super::real::Real;
 use crate::dtype::DType;
+use std::ops::Range;
 
 /// One step of an accumulator in f32 or bf16 arithmetic (laws 1 and 2).
 pub fn step<R: Real>(a: R, b: R, sum: R, arithmetic: DType) -> R {
@@ -17,21 +18,25 @@ pub fn dot<R: Real>(k: usize, pair: impl Fn(usize) -> (R, R), sum: R, arithmetic
     sum
 }
 
+/// A product of some rows of the result: the rows, k, `a` `[rows, k]` and `b` `[k, n]`.
+pub type Term<'a, R> = (Range<usize>, usize, &'a [R], &'a [R]);
+
 /// `out[m, n] = scale (out + sum of a b) + bias`: [`crate::backend::Gemm`] with `out` holding the initial
-/// accumulators. A term is `(k, a, b)`, `a` `[m, k]` and `b` `[k, n]`.
+/// accumulators.
 pub fn gemm<R: Real>(
     out: &mut [R],
     n: usize,
-    terms: &[(usize, &[R], &[R])],
+    terms: &[Term<'_, R>],
     scale: R,
     bias: Option<&[R]>,
     arithmetic: DType,
 ) {
     for (index, out) in out.iter_mut().enumerate() {
         let (i, j) = (index / n, index % n);
-        let sum = terms
-            .iter()
-            .fold(*out, |sum, (k, a, b)| dot(*k, |l| (a[i * k + l], b[l * n + j]), sum, arithmetic));
+        let own = terms.iter().filter(|(rows, ..)| rows.contains(&i));
+        let sum = own.fold(*out, |sum, (rows, k, a, b)| {
+            dot(*k, |l| (a[(i - rows.start) * k + l], b[l * n + j]), sum, arithmetic)
+        });
         *out = scale * sum;
         if let Some(bias) = bias {
             *out = *out + bias[j];

@@ -15,7 +15,9 @@ mod real;
 use operands::{alike, check_attention, fits, is_activation, is_f32};
 pub use real::{Dual, Real};
 
-use super::{Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape};
+use super::{
+    Activation, AttentionShape, Backend, Gemm, GemmTerm, Kernels, Moments8bit, OptimizerStep, RopeShape,
+};
 use crate::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -89,27 +91,28 @@ impl<R: Real> Kernels for Reference<R> {
     fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
         let (m, n) = (out.rows(), out.cols());
         fits("gemm", is_activation(out), &[out])?;
-        for term in gemm.terms {
+        for (rows, term) in gemm.terms_by_rows(m) {
             let a = term.a.dense()?;
             let b_is_float = term.b.dense().map_or(true, |b| b.dtype().is_float());
             let (a_shape, b_shape) = (term.a.shape(), term.b.shape());
-            let shapes = (a_shape.0, b_shape.1) == (m, n) && a_shape.1 == b_shape.0;
+            let shapes = (a_shape.0, b_shape.1) == (rows.len(), n) && a_shape.1 == b_shape.0 && rows.end <= m;
             fits("gemm", shapes && a.dtype().is_float() && b_is_float, &[out, a])?;
         }
         if let Some(bias) = gemm.bias {
             fits("gemm", bias.elements() == n && bias.dtype().is_float(), &[out, bias])?;
         }
-        let bf16 = gemm.terms.iter().all(|t| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
+        let is_bf16 = |t: &GemmTerm<'_>| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16);
+        let bf16 = gemm.terms_by_rows(m).all(|(_, term)| is_bf16(&term));
         let arithmetic = if bf16 { DType::BF16 } else { DType::F32 };
         let mut values = if gemm.accumulate { self.load(out)? } else { vec![R::zero(); out.elements()] };
         let mut operands = Vec::new();
-        for term in gemm.terms {
+        for (rows, term) in gemm.terms_by_rows(m) {
             let (a, b) = (self.operand(&term.a, arithmetic)?, self.operand(&term.b, arithmetic)?);
-            operands.push((term.a.shape().1, a, b));
+            operands.push((rows, term.a.shape().1, a, b));
         }
         let bias = gemm.bias.map(|b| self.load(b)).transpose()?;
-        let terms: Vec<(usize, &[R], &[R])> =
-            operands.iter().map(|(k, a, b)| (*k, a.as_slice(), b.as_slice())).collect();
+        let terms: Vec<matrix::Term<'_, R>> =
+            operands.iter().map(|(rows, k, a, b)| (rows.clone(), *k, a.as_slice(), b.as_slice())).collect();
         let scale = R::from_f64(gemm.scale.into());
         matrix::gemm(&mut values, n, &terms, scale, bias.as_deref(), arithmetic);
         self.store(out, &values)

@@ -2,7 +2,7 @@
 
 use super::{Operand, Table};
 use lowrank::DType;
-use lowrank::backend::{Gemm, GemmTerm, Matrix};
+use lowrank::backend::{Gemm, GemmTerm, Matrix, RowTerm};
 
 pub fn add(table: &mut Table, dtype: DType) {
     for (m, k, n) in [(1, 1, 1), (1, 97, 257), (7, 1, 97), (97, 257, 7), (30, 515, 65)] {
@@ -19,6 +19,13 @@ pub fn add(table: &mut Table, dtype: DType) {
     mixed_terms(table, dtype);
     denormals(table, dtype);
     moves(table, dtype);
+}
+
+/// Products of which some rows have more than others.
+pub fn add_row_terms(table: &mut Table, dtype: DType) {
+    for sizes in [[3, 97, 64], [4, 33, 7], [30, 97, 65], [97, 257, 33]] {
+        row_terms(table, sizes, dtype);
+    }
 }
 
 /// The stored shape of an operand.
@@ -60,7 +67,34 @@ fn low_rank(table: &mut Table, [m, k, n]: [usize; 3], (at, bt): (bool, bool), [o
             b: Matrix::Dense { tensor: b, transposed: bt },
         };
         let second = GemmTerm { a: Matrix::plain(a2), b: Matrix::transposed(b2) };
-        let gemm = Gemm { terms: &[first, second], scale: 0.5, bias: Some(bias), accumulate: true };
+        let terms = [first, second];
+        let gemm = Gemm { scale: 0.5, bias: Some(bias), accumulate: true, ..Gemm::new(&terms) };
+        backend.gemm(out, &gemm)
+    });
+}
+
+/// `out = a b + bias`, and products of ranks 5 and 3 in some rows.
+fn row_terms(table: &mut Table, [m, k, n]: [usize; 3], dtype: DType) {
+    let (first, second) = (m / 3, m - m / 2);
+    let operands = vec![
+        Operand::overwritten(&[m, n], dtype),
+        table.normal(&[m, k], dtype),
+        table.normal(&[n, k], dtype),
+        table.normal(&[first, 5], dtype),
+        table.normal(&[n, 5], dtype),
+        table.normal(&[second, 3], dtype),
+        table.normal(&[3, n], dtype),
+        table.normal(&[n], dtype),
+    ];
+    table.add(format!("gemm with row terms {m}x{k}x{n} {dtype}"), true, 1, operands, move |backend, t| {
+        let [out, a, b, a2, b2, a3, b3, bias] = t else { unreachable!() };
+        let term = |a, b| GemmTerm { a: Matrix::plain(a), b };
+        let row_terms = [
+            RowTerm { first_row: 0, term: term(a2, Matrix::transposed(b2)) },
+            RowTerm { first_row: m / 2, term: term(a3, Matrix::plain(b3)) },
+        ];
+        let terms = [term(a, Matrix::transposed(b))];
+        let gemm = Gemm { row_terms: &row_terms, bias: Some(bias), ..Gemm::new(&terms) };
         backend.gemm(out, &gemm)
     });
 }

@@ -157,5 +157,6 @@ pub fn all(dtype: DType) -> Vec<Case> {
     matrix::add(&mut table, dtype);
     row::add(&mut table, dtype);
     element::add(&mut table, dtype);
+    matrix::add_row_terms(&mut table, dtype);
     table.cases
 }
