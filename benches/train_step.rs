@@ -6,9 +6,11 @@ mod common;
 use common::{adapt, attention_flops, matrix_elements, measure, peak_flops, sequence, slow_group, smollm2};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lowrank::DType;
+use lowrank::autograd::Slot;
 use lowrank::backend::cpu::Cpu;
-use lowrank::model::Model;
+use lowrank::model::{Batch, LoadOptions, Model};
 use lowrank::optim::{Optimizer, OptimizerArguments};
+use lowrank::quant::{FORMATS, QuantConfig};
 
 const TOKENS: usize = 512;
 
@@ -55,5 +57,64 @@ fn train_step(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, train_step);
+/// Rows of 128 tokens with an adapter of their own each, against as many rows with one: what it costs that they differ.
+fn many_adapters(criterion: &mut Criterion) {
+    const ROW: usize = 128;
+    let mut group = slow_group(criterion, "train_step_adapters_of_4_rows");
+    group.throughput(Throughput::Elements(TOKENS as u64));
+    let nf4 = Some(QuantConfig::new(&FORMATS[0]));
+    for (name, dtype, quant) in
+        [("f32", DType::F32, None), ("bf16", DType::BF16, None), ("bf16_nf4", DType::BF16, nf4)]
+    {
+        let mut times = Vec::new();
+        for count in [1, TOKENS / ROW] {
+            let backend = Cpu::new(None).unwrap();
+            let mut model = smollm2(&backend, LoadOptions { dtype, quant });
+            let rows = sequence(ROW, model.config.vocab_size);
+            let mut adapters = Vec::new();
+            for _ in 0..count {
+                let base = model.installed().unwrap();
+                adapt(&mut model);
+                let arguments = OptimizerArguments::default();
+                let optimizer = Optimizer::new(&backend, &model.params, arguments, &std::env::temp_dir());
+                adapters.push((model.exchange(base), optimizer.unwrap()));
+            }
+            let named: Vec<_> = adapters.iter().map(|(adapter, _)| ("", adapter)).collect();
+            let mut all = model.side_by_side(&named).unwrap();
+            let mut batch = Batch::new();
+            (0..TOKENS / ROW).for_each(|_| batch.append(&rows));
+            let share = TOKENS / count;
+            let seconds = measure(&mut group, &format!("{count}_{name}"), || {
+                for (adapter, _) in &mut adapters {
+                    model.swap(adapter);
+                    model.params.zero_grads().unwrap();
+                    model.swap(adapter);
+                }
+                let slots = adapters.iter().enumerate().map(|(i, (adapter, _))| Slot {
+                    rows: i * share..(i + 1) * share,
+                    params: adapter.params(),
+                    dropout: None,
+                    grad_scale: 1.0 / share as f32,
+                });
+                let slots: Vec<_> = slots.collect();
+                model.swap(&mut all);
+                model.train_step_slots(&batch, &slots).unwrap();
+                model.swap(&mut all);
+                for (adapter, optimizer) in &mut adapters {
+                    model.swap(adapter);
+                    backend.sum_squares(model.params.grads().unwrap()).unwrap();
+                    optimizer.step(&backend, &mut model.params, 1e-4, 1.0).unwrap();
+                    model.swap(adapter);
+                }
+            });
+            times.extend(seconds);
+        }
+        if let [one, many] = times[..] {
+            println!("{name}: four adapters take {:.3} of one's step\n", many / one);
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, train_step, many_adapters);
 criterion_main!(benches);

@@ -3,10 +3,12 @@
 //! The order in which settings act on the scores is Hugging Face's: repetition penalty, minimal length,
 //! temperature, top-k, top-p.
 
+use crate::adapter::AdapterSet;
 use crate::error::{Error, Result};
 use crate::math;
-use crate::model::Model;
+use crate::model::{Model, RowSlot};
 use crate::rng::{Philox, PhiloxKey, Stream};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// How tokens are chosen.
@@ -92,40 +94,141 @@ pub fn generate(
     config: &GenerationConfig,
     mut go_on: impl FnMut(&[u32]) -> bool,
 ) -> Result<Generation> {
-    config.check()?;
-    if prompt.is_empty() {
-        return Err(Error::config("generation", "prompt", "expected at least one token, found none"));
-    }
-    let limit = model.config.max_sequence();
-    if prompt.len() >= limit {
-        return Err(Error::config(
-            "generation",
-            "prompt",
-            format!("{} tokens leave no room in the model's {limit}", prompt.len()),
-        ));
-    }
-    let room = config.max_new_tokens.min(limit - prompt.len());
-    let mut cache = model.kv_cache(prompt.len() + room)?;
-    let mut random = Philox::new(PhiloxKey::new(config.seed, Stream::Sample, 0));
-    let mut generation = Generation::default();
+    let mut text = Text::new(model, prompt, config)?;
+    let mut cache = model.kv_cache(prompt.len() + text.room)?;
     let start = Instant::now();
     let mut logits = model.backend.to_vec::<f32>(&model.extend(prompt, &mut cache)?)?;
-    generation.prefill_tokens_per_second = prompt.len() as f64 / start.elapsed().as_secs_f64().max(1e-9);
+    text.new.prefill_tokens_per_second = prompt.len() as f64 / start.elapsed().as_secs_f64().max(1e-9);
     let start = Instant::now();
-    while generation.tokens.len() < room {
-        let token = choose(&mut logits, prompt, &generation.tokens, config, &mut random)?;
-        generation.tokens.push(token);
-        if !go_on(&generation.tokens)
-            || config.eos_token_id.contains(&token)
-            || generation.tokens.len() == room
-        {
-            break;
-        }
-        logits = model.backend.to_vec::<f32>(&model.extend(&[token], &mut cache)?)?;
+    while text.goes_on(&mut logits, &mut go_on)? {
+        logits = model.backend.to_vec::<f32>(&model.extend(text.last(), &mut cache)?)?;
     }
-    let decoded = generation.tokens.len().saturating_sub(1);
-    generation.decode_tokens_per_second = decoded as f64 / start.elapsed().as_secs_f64().max(1e-9);
-    Ok(generation)
+    let decoded = text.new.tokens.len().saturating_sub(1);
+    text.new.decode_tokens_per_second = decoded as f64 / start.elapsed().as_secs_f64().max(1e-9);
+    Ok(text.new)
+}
+
+/// A prompt of a batch.
+#[derive(Clone, Debug)]
+pub struct Prompt<'a> {
+    /// Name of the adapter that continues it; `None`: the base alone.
+    pub adapter: Option<&'a str>,
+    /// Its tokens.
+    pub tokens: &'a [u32],
+    /// How tokens are chosen.
+    pub config: GenerationConfig,
+}
+
+/// Continues several prompts at once, each with the adapter that it names and the bits that it has alone. `go_on` hears of
+/// each by its number. Speeds are those of the whole batch.
+///
+/// # Errors
+/// As [`generate`]; when there is no adapter of a name, or one is not LoRA or rsLoRA on linear layers alone.
+pub fn generate_batch(
+    set: &mut AdapterSet,
+    prompts: &[Prompt<'_>],
+    mut go_on: impl FnMut(usize, &[u32]) -> bool,
+) -> Result<Vec<Generation>> {
+    let names: BTreeSet<&str> = prompts.iter().filter_map(|prompt| prompt.adapter).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    set.side_by_side(&names, |model, adapters| {
+        let slot = |prompt: &Prompt<'_>| prompt.adapter.map(|name| names.partition_point(|n| *n < name));
+        let mut texts = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            texts.push(Text::new(model, prompt.tokens, &prompt.config)?);
+        }
+        // Those of one adapter are neighbours.
+        let mut going: Vec<usize> = (0..prompts.len()).collect();
+        going.sort_by_key(|i| slot(&prompts[*i]));
+        let lens = prompts.iter().zip(&texts).map(|(prompt, text)| prompt.tokens.len() + text.room);
+        let mut cache = model.kv_caches(prompts.len(), lens.max().unwrap_or(0))?;
+        let mut start = Instant::now();
+        let mut speeds = (0.0, 0); // of the prompts; tokens after the first of each
+        while !going.is_empty() {
+            let first = texts[going[0]].new.tokens.is_empty();
+            let mut slots = Vec::with_capacity(adapters.len());
+            for (number, params) in adapters.iter().enumerate() {
+                let begin = going.partition_point(|i| slot(&prompts[*i]) < Some(number));
+                let end = going.partition_point(|i| slot(&prompts[*i]) <= Some(number));
+                slots.push(RowSlot { rows: begin..end, params });
+            }
+            let feed = |i: &usize| (*i, if first { prompts[*i].tokens } else { texts[*i].last() });
+            let rows: Vec<(usize, &[u32])> = going.iter().map(feed).collect();
+            let logits = model.backend.to_vec::<f32>(&model.extend_all(&rows, &mut cache, &slots)?)?;
+            if first {
+                let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+                speeds.0 = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
+                start = Instant::now();
+            } else {
+                speeds.1 += going.len();
+            }
+            let mut still = Vec::with_capacity(going.len());
+            for (i, scores) in going.iter().zip(logits.chunks_exact(model.config.vocab_size)) {
+                if texts[*i].goes_on(&mut scores.to_vec(), &mut |tokens| go_on(*i, tokens))? {
+                    still.push(*i);
+                }
+            }
+            going = still;
+        }
+        let decode = speeds.1 as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        Ok(texts
+            .into_iter()
+            .map(|text| Generation {
+                prefill_tokens_per_second: speeds.0,
+                decode_tokens_per_second: decode,
+                ..text.new
+            })
+            .collect())
+    })
+}
+
+/// A text in the making.
+struct Text<'a> {
+    prompt: &'a [u32],
+    config: &'a GenerationConfig,
+    room: usize, // for new tokens
+    random: Philox,
+    new: Generation,
+}
+
+impl<'a> Text<'a> {
+    fn new(model: &Model, prompt: &'a [u32], config: &'a GenerationConfig) -> Result<Self> {
+        config.check()?;
+        if prompt.is_empty() {
+            return Err(Error::config("generation", "prompt", "expected at least one token, found none"));
+        }
+        let limit = model.config.max_sequence();
+        if prompt.len() >= limit {
+            return Err(Error::config(
+                "generation",
+                "prompt",
+                format!("{} tokens leave no room in the model's {limit}", prompt.len()),
+            ));
+        }
+        Ok(Text {
+            prompt,
+            config,
+            room: config.max_new_tokens.min(limit - prompt.len()),
+            random: Philox::new(PhiloxKey::new(config.seed, Stream::Sample, 0)),
+            new: Generation::default(),
+        })
+    }
+
+    /// The newest token.
+    fn last(&self) -> &[u32] {
+        &self.new.tokens[self.new.tokens.len().saturating_sub(1)..]
+    }
+
+    /// Adds the next token by its scores; whether there shall be more.
+    fn goes_on(&mut self, scores: &mut [f32], go_on: &mut dyn FnMut(&[u32]) -> bool) -> Result<bool> {
+        let tokens = &mut self.new.tokens;
+        if tokens.len() >= self.room {
+            return Ok(false);
+        }
+        let token = choose(scores, self.prompt, tokens, self.config, &mut self.random)?;
+        tokens.push(token);
+        Ok(go_on(tokens) && !self.config.eos_token_id.contains(&token) && tokens.len() < self.room)
+    }
 }
 
 /// The next token by the scores and the settings.

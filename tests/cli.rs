@@ -72,6 +72,91 @@ fn words(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
 }
 
+/// Jobs of one file leave what `train` leaves for each, and rows of one file are continued by the adapter that they name.
+#[test]
+fn train_many_and_generate_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (model, data) = (demo("model"), demo("data/train.jsonl"));
+    let jobs = format!(
+        "data = {data:?}\nmax_steps = 3\ntarget_modules = \"all-linear\"\n\n[wide]\nr = 8\nlearning_rate = 1e-3\n\n\
+         [narrow]\nr = 2\nuse_rslora = true\nmax_steps = 2\ngradient_accumulation_steps = 2\n"
+    );
+    fs::write(at("jobs.toml"), &jobs).unwrap();
+    let common = ["--model", &model, "--threads", "2", "--per-device-train-batch-size", "2"];
+    let many = ["train-many", "--jobs", &at("jobs.toml"), "--output", &at("many"), "--json"];
+    let report: Value = serde_json::from_str(&succeed(&[&many[..], &common].concat())).unwrap();
+    let steps: Vec<_> =
+        report["jobs"].as_array().unwrap().iter().map(|job| (&job["name"], &job["steps"])).collect();
+    assert_eq!(steps, [(&"narrow".into(), &2.into()), (&"wide".into(), &3.into())]);
+    for (name, own) in [
+        ("wide", ["--max-steps=3", "--r=8", "--learning-rate=1e-3"].as_slice()),
+        ("narrow", &["--max-steps=2", "--r=2", "--use-rslora", "--gradient-accumulation-steps=2"]),
+    ] {
+        let alone = ["train", "--data", &data, "--output", &at(name), "--target-modules", "all-linear"];
+        succeed(&[&alone[..], &common, own].concat());
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            let read = |folder: &str| fs::read(Path::new(folder).join(file)).unwrap();
+            assert!(read(&at(name)) == read(&at(&format!("many/{name}"))), "{name}: {file} differs");
+        }
+    }
+    // Those that are over are over; flags win over the file.
+    succeed(&[&many[..], &common, &["--resume", "latest", "--save-total-limit", "1"]].concat());
+
+    let rows = "{\"chat\": \"What is a fox?\", \"adapter_name\": \"wide\"}\n\n{\"prompt\": \"The\", \"adapter_name\": \
+                \"__base__\"}\n{\"prompt\": \"A fox\", \"adapter_name\": \"small\"}\n";
+    fs::write(at("rows.jsonl"), rows).unwrap();
+    let adapters = format!("{},small={}", at("many/wide"), at("many/narrow"));
+    let generate = ["generate", "--model", &model, "--max-new-tokens", "5", "--threads", "2"];
+    let rows = ["--adapters", &adapters, "--prompts", &at("rows.jsonl"), "--batch-size", "2"];
+    let printed = succeed(&[&generate[..], &rows].concat());
+    let printed: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let alone = [
+        ["--chat", "What is a fox?", "--adapter", &at("wide"), "--json"].as_slice(),
+        &["--prompt", "The", "--json"],
+        &["--prompt", "A fox", "--adapter", &at("narrow"), "--json"],
+    ];
+    for (row, alone) in printed.iter().zip(alone) {
+        let alone: Value = serde_json::from_str(&succeed(&[&generate[..], alone].concat())).unwrap();
+        assert_eq!((&row["tokens"], &row["text"]), (&alone["tokens"], &alone["text"]), "{row}");
+    }
+    assert_eq!(printed.len(), 3);
+    assert_eq!(printed[1]["adapter_name"], "__base__");
+
+    // Rows and jobs that can't be.
+    for (line, part) in [
+        ("{\"prompt\": \"A\", \"adapter_name\": \"big\"}", "no adapter is called `big`"),
+        ("{\"prompt\": \"A\"}", "expected an adapter_name"),
+        ("{\"adapter_name\": \"wide\"}", "either prompt or chat"),
+        ("{\"promt\": \"A\"}", "row 1"),
+    ] {
+        fs::write(at("rows.jsonl"), line).unwrap();
+        expect(&fail(&[&generate[..], &rows].concat()), &["rows.jsonl", part]);
+    }
+    for (jobs, parts) in [
+        ("max_steps = 1\n", ["jobs.toml", "table for each job"]),
+        ("[a]\nr = 2\n", ["`data`", "expected a file"]),
+        ("[a]\nlerning_rate = 1.0\n", ["lerning_rate", "did you mean `learning_rate`?"]),
+        ("[a]\ndtype = \"bf16\"\n", ["`a.dtype`", "the same for all jobs"]),
+        ("[a]\nr = \"many\"\n", ["`a.flags`", "many"]),
+        ("dat = 1\n[a]\nr = 2\n", ["`dat`", "train-many"]),
+        ("[a]\ndata = \"DATA\"\nmethod = \"ia3\"\n", ["`a`", "`ia3` can't be trained beside others"]),
+        ("[a]\ndata = \"DATA\"\nuse_dora = true\n", ["`a`", "DoRA"]),
+        (
+            "[a]\ndata = \"DATA\"\n[b]\ndata = \"DATA\"\noutput = \"MANY/a\"\n",
+            ["`b`", "each job needs its own"],
+        ),
+    ] {
+        fs::write(at("jobs.toml"), jobs.replace("DATA", &data).replace("MANY", &at("many"))).unwrap();
+        expect(&fail(&[&many[..], &common].concat()), &parts);
+    }
+    expect(
+        &fail(&[&many[..], &common, &["--memory-limit", "1GB"]].concat()),
+        &["--memory-limit", "estimate"],
+    );
+    expect(&fail(&[&many[..], &common, &["--resume", "x"]].concat()), &["--resume", "latest"]);
+}
+
 #[test]
 fn train_eval_generate_merge_inspect() {
     let folder = tempfile::tempdir().unwrap();

@@ -22,6 +22,9 @@ pub enum Command {
     /// Fine-tune a model; writes the adapter and metrics.jsonl to --output
     #[command(args_override_self = true)]
     Train(Box<TrainArgs>),
+    /// Train several LoRA adapters at once over one base, each with the bits that it would have alone
+    #[command(args_override_self = true, mut_arg("data", |a| a.required(false)), mut_arg("output", |a| a.required(false)))]
+    TrainMany(Box<TrainManyArgs>),
     /// Loss and perplexity of a model (with an adapter) on a data file
     #[command(args_override_self = true)]
     Eval(EvalArgs),
@@ -290,6 +293,17 @@ pub struct TrainArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct TrainManyArgs {
+    /// TOML, YAML or JSON file with a table for each job: flags of `train` by name, such as data, r and learning_rate.
+    /// Keys above the tables are for all jobs; flags given here win. A job's folder is its `output`, or the one of its
+    /// name in --output
+    #[arg(long, value_name = "FILE")]
+    pub jobs: PathBuf,
+    #[command(flatten)]
+    pub train: TrainArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct EstimateArgs {
     #[command(flatten)]
     pub train: TrainArgs,
@@ -322,8 +336,24 @@ pub struct GenerateArgs {
     /// Adapter folder
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// LoRA adapters for --prompts, separated by commas; a row names one by its NAME, else the folder's
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "[NAME=]DIR",
+        requires = "prompts",
+        conflicts_with = "adapter"
+    )]
+    pub adapters: Vec<String>,
+    /// JSONL file of rows with a `prompt` or a `chat` and perhaps an `adapter_name` (`__base__`: none); prints a JSON
+    /// object for each
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat"])]
+    pub prompts: Option<PathBuf>,
+    /// Rows of --prompts that are generated at a time
+    #[arg(long, default_value_t = 8, value_name = "ROWS")]
+    pub batch_size: usize,
     /// Text to continue as it is
-    #[arg(long, value_name = "TEXT", required_unless_present = "chat", conflicts_with = "chat")]
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["chat", "prompts"], conflicts_with = "chat")]
     pub prompt: Option<String>,
     /// A user's message, rendered by the chat template
     #[arg(long, value_name = "TEXT")]

@@ -3,6 +3,7 @@
 
 use crate::args::CompareArgs;
 use crate::compare_plot::plot;
+use crate::config_file::words_without;
 use bytesize::ByteSize;
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
@@ -132,17 +133,8 @@ fn preset(name: &str) -> Result<(&'static [&'static str], f64)> {
 
 /// The command line's words that every row gets.
 fn common_words(words: &[OsString]) -> Vec<OsString> {
-    const OWN: [&str; 5] = ["--methods", "--set", "--output", "--config", "--method"];
-    let mut common = Vec::new();
-    let mut words = words.iter().skip(2);
-    while let Some(word) = words.next() {
-        let text = word.to_string_lossy();
-        if OWN.contains(&&*text) {
-            words.next();
-        } else if text != "--json" && !OWN.iter().any(|own| text.starts_with(&format!("{own}="))) {
-            common.push(word.clone());
-        }
-    }
+    let mut common = words_without(words, &["--methods", "--set", "--output", "--config", "--method"]);
+    common.retain(|word| word.to_string_lossy() != "--json");
     common
 }
 

@@ -1,4 +1,5 @@
-//! `--config FILE`: the file's keys become flags, placed before those of the command line, which win.
+//! `--config FILE`: the file's keys become flags, placed before those of the command line, which win. So do the keys of
+//! `train-many --jobs FILE` that are no jobs.
 
 use crate::args::Cli;
 use clap::CommandFactory;
@@ -9,29 +10,36 @@ use std::path::{Path, PathBuf};
 
 /// The words of the command line with the file's keys inserted after the subcommand.
 pub fn expand(words: Vec<OsString>) -> Result<Vec<OsString>> {
-    let Some(path) = config_path(&words) else { return Ok(words) };
     let subcommand = words.get(1).map(|w| w.to_string_lossy().into_owned()).unwrap_or_default();
+    let of_jobs = subcommand == "train-many";
+    let Some(path) = path_of(&words, if of_jobs { "--jobs" } else { "--config" }) else { return Ok(words) };
+    let mut keys = read(&path)?;
+    if of_jobs {
+        keys.retain(|_, value| !value.is_object()); // the jobs
+    }
     let mut expanded: Vec<OsString> = words.iter().take(2).cloned().collect();
-    expanded.extend(flags(&path, &subcommand)?.into_iter().map(OsString::from));
+    expanded.extend(flags(&path, keys, &subcommand)?.into_iter().map(OsString::from));
     expanded.extend(words.into_iter().skip(2));
     Ok(expanded)
 }
 
-fn config_path(words: &[OsString]) -> Option<PathBuf> {
+/// The file that a flag names.
+fn path_of(words: &[OsString], flag: &str) -> Option<PathBuf> {
     let mut words = words.iter().skip(2);
     while let Some(word) = words.next() {
         let text = word.to_string_lossy();
-        if text == "--config" {
+        if text == flag {
             return words.next().map(PathBuf::from);
         }
-        if let Some(path) = text.strip_prefix("--config=") {
+        if let Some(path) = text.strip_prefix(flag).and_then(|rest| rest.strip_prefix('=')) {
             return Some(PathBuf::from(path));
         }
     }
     None
 }
 
-fn read(path: &Path) -> Result<Map<String, Value>> {
+/// The keys and values of a TOML, YAML or JSON file.
+pub fn read(path: &Path) -> Result<Map<String, Value>> {
     let text = read_text(path)?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let value: std::result::Result<Value, String> = match extension {
@@ -46,8 +54,8 @@ fn read(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// The file's keys as flags of the subcommand.
-fn flags(path: &Path, subcommand: &str) -> Result<Vec<String>> {
+/// Keys and values of a file as flags of the subcommand.
+pub fn flags(path: &Path, keys: Map<String, Value>, subcommand: &str) -> Result<Vec<String>> {
     let command = Cli::command();
     let Some(command) = command.find_subcommand(subcommand) else { return Ok(Vec::new()) };
     let known: Vec<(String, bool)> = command
@@ -56,7 +64,7 @@ fn flags(path: &Path, subcommand: &str) -> Result<Vec<String>> {
         .filter(|(name, _)| name != "config" && name != "help")
         .collect();
     let mut words = Vec::new();
-    for (key, value) in read(path)? {
+    for (key, value) in keys {
         let name = key.replace('_', "-");
         let Some((_, takes_value)) = known.iter().find(|(k, _)| *k == name) else {
             let nearest = known.iter().min_by_key(|(k, _)| lowrank::adapter::target::edit_distance(k, &name));
@@ -78,6 +86,21 @@ fn flags(path: &Path, subcommand: &str) -> Result<Vec<String>> {
         }
     }
     Ok(words)
+}
+
+/// Words of the command line after the subcommand, without these flags and their values.
+pub fn words_without(words: &[OsString], flags: &[&str]) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut words = words.iter().skip(2);
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        if flags.contains(&&*text) {
+            words.next();
+        } else if !flags.iter().any(|flag| text.starts_with(&format!("{flag}="))) {
+            kept.push(word.clone());
+        }
+    }
+    kept
 }
 
 fn text(path: &Path, key: &str, value: Value) -> Result<String> {

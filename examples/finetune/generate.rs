@@ -2,6 +2,7 @@
 
 use crate::args::GenerateArgs;
 use crate::commands::load_with_adapter;
+use crate::generate_rows;
 use lowrank::data::{ChatTemplate, Message, Tokenizer};
 use lowrank::generate::{GenerationConfig, generate};
 use lowrank::model::Model;
@@ -11,6 +12,9 @@ use std::io::Write;
 use std::path::Path;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    if let Some(file) = &args.prompts {
+        return generate_rows::run(args, file);
+    }
     let tokenizer = Tokenizer::load(&args.model.model)?;
     let model = load_with_adapter(&args.model, args.adapter.as_deref())?;
     let prompt = match (&args.prompt, &args.chat) {
@@ -20,16 +24,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             return Err(Error::config("generate", "--prompt", "expected --prompt or --chat, found neither"));
         }
     };
-    let config = GenerationConfig {
-        max_new_tokens: args.max_new_tokens,
-        min_new_tokens: args.min_new_tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        repetition_penalty: args.repetition_penalty,
-        eos_token_id: tokenizer.stop_ids().to_vec(),
-        seed: args.model.seed,
-    };
+    let config = generation_config(args, &tokenizer);
     let mut stdout = std::io::stdout();
     let mut shown = 0;
     let mut stopped: Option<String> = None;
@@ -82,6 +77,20 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// How the flags say that tokens are chosen.
+pub fn generation_config(args: &GenerateArgs, tokenizer: &Tokenizer) -> GenerationConfig {
+    GenerationConfig {
+        max_new_tokens: args.max_new_tokens,
+        min_new_tokens: args.min_new_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        repetition_penalty: args.repetition_penalty,
+        eos_token_id: tokenizer.stop_ids().to_vec(),
+        seed: args.model.seed,
+    }
 }
 
 /// Whether the text ends in the beginning of a stop string, so that showing it has to wait.

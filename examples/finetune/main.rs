@@ -11,9 +11,11 @@ mod config_file;
 mod demo;
 mod estimate;
 mod generate;
+mod generate_rows;
 mod method_args;
 mod progress;
 mod train;
+mod train_many;
 
 use clap::Parser;
 use lowrank::{Error, Result};
@@ -36,11 +38,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let words = config_file::expand(std::env::args_os().collect())?;
+    let given: Vec<_> = std::env::args_os().collect();
+    let words = config_file::expand(given.clone())?;
     let cli = args::Cli::parse_from(&words);
     match cli.command {
         None => demo::run(),
         Some(args::Command::Train(args)) => train::run(args),
+        Some(args::Command::TrainMany(args)) => train_many::run(&args, &given),
         Some(args::Command::Estimate(args)) => estimate::run(&args),
         Some(args::Command::Compare(args)) => compare::run(&args, &words),
         Some(args::Command::Eval(args)) => commands::eval(&args),

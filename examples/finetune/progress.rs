@@ -1,21 +1,29 @@
 //! What a person sees of a run: a bar on a terminal, plain lines elsewhere.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use lowrank::train::Event;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Shows a run's events on stderr.
 pub struct Progress {
+    name: String, // with a colon; empty for a run by itself
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
 }
 
 impl Progress {
     pub fn new(total_steps: usize, done: usize) -> Self {
+        Self::of_job("", total_steps, done, &MultiProgress::new())
+    }
+
+    /// One of several bars.
+    pub fn of_job(name: &str, total_steps: usize, done: usize, all: &MultiProgress) -> Self {
+        let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total_steps as u64), ProgressDrawTarget::stderr());
-            let template = "{bar:30} {pos}/{len} {msg} {elapsed} left {eta}";
+            let bar = all.add(ProgressBar::new(total_steps as u64));
+            let template = "{prefix}{bar:30} {pos}/{len} {msg} {elapsed} left {eta}";
+            bar.set_prefix(name.clone());
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
@@ -23,14 +31,14 @@ impl Progress {
             bar.reset_eta();
             bar
         });
-        Progress { bar, last_line: None }
+        Progress { name, bar, last_line: None }
     }
 
     /// Prints a line, above the bar if there is one.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.println(format!("{}{text}", self.name)),
+            None => eprintln!("{}{text}", self.name),
         }
     }
 
@@ -47,7 +55,7 @@ impl Progress {
                     None => {
                         let due = self.last_line.is_none_or(|t| t.elapsed() > Duration::from_secs(5));
                         if due || m.step == *total_steps {
-                            eprintln!("step {}/{total_steps}: {numbers}", m.step);
+                            eprintln!("{}step {}/{total_steps}: {numbers}", self.name, m.step);
                             self.last_line = Some(Instant::now());
                         }
                     }

@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use lowrank::adapter::{Method, load_adapter};
 use lowrank::arena::release_free_memory;
 use lowrank::data::{
-    ChatTemplate, Dataset, DatasetOptions, Loader, LoaderConfig, Marking, Tokenizer, preview,
+    ChatTemplate, Dataset, DatasetOptions, Example, Loader, LoaderConfig, Marking, Tokenizer, preview,
 };
 use lowrank::model::{Model, ModelConfig};
 use lowrank::optim::{Optim, OptimizerArguments};
@@ -41,17 +41,10 @@ pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
         return Err(Error::config("train", "--output", "expected a folder, found none"));
     };
     eprintln!("data: {}", data.report);
-    let eval_examples = match &args.eval_data {
-        None => Vec::new(),
-        Some(path) => {
-            let eval = load_data(path, &args.model, &args.text, &tokenizer, &config)?;
-            eprintln!("evaluation data: {}", eval.report);
-            eval.examples
-        }
-    };
+    let eval_examples = load_eval_data(&args, &tokenizer, &config)?;
     drop(tokenizer);
     let longest = data.examples.iter().chain(&eval_examples).map(|e| e.input_ids.len()).max().unwrap_or(1);
-    let packed = args.packing.then(|| args.text.max_length.unwrap_or(config.max_sequence().min(2048)));
+    let packed = packed_length(&args, &config);
     let has_eval = !eval_examples.is_empty();
     fit(&mut args, packed.unwrap_or(longest), has_eval)?;
     release_free_memory();
@@ -60,14 +53,7 @@ pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
     let method = attach_method(&args, &mut model)?;
     describe(&model);
 
-    let loader_config = LoaderConfig {
-        per_device_train_batch_size: args.per_device_train_batch_size,
-        gradient_accumulation_steps: args.gradient_accumulation_steps,
-        shuffle: !args.no_shuffle,
-        group_by_length: args.group_by_length,
-        packing: packed,
-    };
-    let loader = Loader::new(data.examples, loader_config, args.model.seed)?;
+    let loader = loader(&args, data.examples, packed)?;
     let arguments = training_arguments(&args, has_eval)?;
     let resume = checkpoint_to_resume(&args, &output)?;
     let stop = stop_on_ctrl_c()?;
@@ -114,8 +100,33 @@ pub fn run(mut args: Box<TrainArgs>) -> Result<()> {
     Ok(())
 }
 
+/// The evaluation data, if there are any.
+pub fn load_eval_data(args: &TrainArgs, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Vec<Example>> {
+    let Some(path) = &args.eval_data else { return Ok(Vec::new()) };
+    let eval = load_data(path, &args.model, &args.text, tokenizer, config)?;
+    eprintln!("evaluation data: {}", eval.report);
+    Ok(eval.examples)
+}
+
+/// Tokens of a packed row, if rows are packed.
+pub fn packed_length(args: &TrainArgs, config: &ModelConfig) -> Option<usize> {
+    args.packing.then(|| args.text.max_length.unwrap_or(config.max_sequence().min(2048)))
+}
+
+/// The order of the training data.
+pub fn loader(args: &TrainArgs, examples: Vec<Example>, packing: Option<usize>) -> Result<Loader> {
+    let config = LoaderConfig {
+        per_device_train_batch_size: args.per_device_train_batch_size,
+        gradient_accumulation_steps: args.gradient_accumulation_steps,
+        shuffle: !args.no_shuffle,
+        group_by_length: args.group_by_length,
+        packing,
+    };
+    Loader::new(examples, config, args.model.seed)
+}
+
 /// Bytes of what was trained on disk.
-fn adapter_bytes(output: &Path) -> u64 {
+pub fn adapter_bytes(output: &Path) -> u64 {
     let files = ["adapter_model.safetensors", "adapter.safetensors", "model.safetensors"];
     files.iter().filter_map(|file| output.join(file).metadata().ok()).map(|m| m.len()).sum()
 }

@@ -4,6 +4,7 @@ use super::merge::merge_into;
 use super::method::{Method, from_settings, read_adapter};
 use crate::error::{Error, Result};
 use crate::model::{Installed, Model};
+use crate::param::ParamStore;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -177,6 +178,37 @@ impl AdapterSet {
             self.merge()?;
         }
         Ok(self.model)
+    }
+
+    /// Lets `work` use the model with these adapters side by side on it, whose parameters it gets in the same order:
+    /// passes then say which rows have which ([`Model::extend_all`]). Afterwards the active adapter is what it was.
+    ///
+    /// # Errors
+    /// When there is none of a name, one is not LoRA or rsLoRA on linear layers alone, or whatever `work` reports.
+    pub fn side_by_side<T>(
+        &mut self,
+        names: &[&str],
+        work: impl FnOnce(&Model, &[&ParamStore]) -> Result<T>,
+    ) -> Result<T> {
+        names.iter().try_for_each(|name| self.known(name))?;
+        let (active, merged) = (self.active.clone(), self.merged);
+        self.set_active(None)?;
+        let mut adapters = Vec::with_capacity(names.len());
+        for name in names {
+            adapters.extend(self.loaded[*name].state.as_ref().map(|state| (*name, state)));
+        }
+        let result = self.model.side_by_side(&adapters).and_then(|all| {
+            let base = self.model.exchange(all);
+            let params: Vec<&ParamStore> = adapters.iter().map(|(_, state)| state.params()).collect();
+            let result = work(&self.model, &params);
+            self.model.exchange(base);
+            result
+        });
+        self.set_active(active.as_deref())?;
+        if merged {
+            self.merge()?;
+        }
+        result
     }
 
     /// Forgets an adapter.

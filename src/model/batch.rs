@@ -80,6 +80,15 @@ impl Batch {
     }
 }
 
+/// The rows of a sequence in a key-value cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptRows {
+    /// The first one.
+    pub start: usize,
+    /// How many there are.
+    pub len: usize,
+}
+
 /// A batch where the backend can use it.
 #[derive(Debug)]
 pub(crate) struct DeviceBatch {
@@ -90,12 +99,13 @@ pub(crate) struct DeviceBatch {
 }
 
 impl DeviceBatch {
-    /// Uploads token ids and positions; `cached` keys lie before the first sequence's, `prefix` ones before each's.
+    /// Uploads token ids and positions. `kept`, if not empty, says for each sequence where in a cache its earlier keys
+    /// lie; without, `prefix` keys lie before each one's.
     pub fn new(
         backend: &Backend,
         batch: &Batch,
         vocab_size: usize,
-        cached: usize,
+        kept: &[KeptRows],
         prefix: usize,
     ) -> Result<Self> {
         if let Some(bad) = batch.input_ids.iter().find(|id| !(0..vocab_size as i32).contains(id)) {
@@ -115,12 +125,13 @@ impl DeviceBatch {
         }
         let mut sequences = Vec::with_capacity(batch.lengths.len());
         let mut start = 0;
-        let mut k_start = 0;
-        for &len in &batch.lengths {
-            let k_len = prefix + len + if start == 0 { cached } else { 0 };
+        for (i, &len) in batch.lengths.iter().enumerate() {
+            let (k_start, k_len) = match kept.get(i) {
+                Some(kept) => (kept.start, kept.len + len),
+                None => (start + i * prefix, prefix + len),
+            };
             sequences.push(Sequence { q_start: start, q_len: len, k_start, k_len });
             start += len;
-            k_start += k_len;
         }
         let positions: Vec<i32> = batch.positions.iter().map(|p| p + prefix as i32).collect();
         Ok(DeviceBatch {

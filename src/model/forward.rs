@@ -1,6 +1,6 @@
 //! Forward passes over the decoder: training, evaluation, and generation with a cache.
 
-use super::batch::{Batch, DeviceBatch};
+use super::batch::{Batch, DeviceBatch, KeptRows};
 use super::decoder::{Layer, Mlp, Model, Qkv};
 use super::prompt::{Encoded, PromptPlace};
 use super::rope::RopeConfig;
@@ -9,40 +9,52 @@ use crate::autograd::{Dropout, Replay, Slot, Tape, Var};
 use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// Keys and values of the tokens so far, for generation: per layer `[capacity, kv_heads * head_dim]`.
+/// Keys and values of the tokens so far, for generation: per layer `[sequences * capacity, kv_heads * head_dim]`.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<[Tensor; 2]>,
-    len: usize,
+    lens: Vec<usize>, // by sequence
     capacity: usize,
 }
 
 impl KvCache {
-    /// Tokens held.
+    /// Tokens held of the first sequence.
     pub fn len(&self) -> usize {
-        self.len
+        self.lens[0]
     }
 
-    /// Whether no token is held.
+    /// Whether no token is held of the first sequence.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
-    /// Forgets the tokens from `len` on.
+    /// Forgets the tokens of the first sequence from `len` on.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        self.lens[0] = self.lens[0].min(len);
     }
+}
+
+/// The rows of a generated batch that have one adapter, and its parameters.
+#[derive(Clone, Debug)]
+pub struct RowSlot<'m> {
+    /// A range of the batch's sequences.
+    pub rows: Range<usize>,
+    /// The adapter's parameters.
+    pub params: &'m ParamStore,
 }
 
 /// One forward pass: the model with what it sees.
 struct Pass<'a> {
     model: &'a Model,
     input: DeviceBatch,
+    kept: Vec<KeptRows>, // by sequence, with a cache
     targets: Vec<i32>,
     rope: Option<Tensor>,
     local_rope: Option<Tensor>,
@@ -81,7 +93,7 @@ impl Model {
 
     fn train(&self, batch: &Batch, grad_scale: f32, mut tape: Tape<'_>) -> Result<Tensor> {
         let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
-        let pass = self.pass(batch, 0, encoded.as_ref())?;
+        let pass = self.pass(batch, Vec::new(), encoded.as_ref())?;
         let hidden = pass.hidden(&mut tape, None)?;
         let loss = tape.linear_cross_entropy(
             &hidden,
@@ -105,7 +117,7 @@ impl Model {
     pub fn evaluate(&self, batch: &Batch) -> Result<Tensor> {
         let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
         let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
-        let pass = self.pass(batch, 0, encoded.as_ref())?;
+        let pass = self.pass(batch, Vec::new(), encoded.as_ref())?;
         let hidden = pass.hidden(&mut tape, None)?;
         Ok(tape
             .linear_cross_entropy(
@@ -125,7 +137,7 @@ impl Model {
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
         let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
         let encoded = self.prompt.as_ref().map(|p| p.encode(&tape)).transpose()?;
-        let hidden = self.pass(batch, 0, encoded.as_ref())?.hidden(&mut tape, None)?;
+        let hidden = self.pass(batch, Vec::new(), encoded.as_ref())?.hidden(&mut tape, None)?;
         let virtual_tokens = self.virtual_rows();
         if virtual_tokens == 0 {
             return self.head_logits(&hidden.tensor);
@@ -147,18 +159,6 @@ impl Model {
     /// # Errors
     /// When the cache is full or as [`Model::train_step`].
     pub fn extend(&self, input_ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        let virtual_tokens = if cache.is_empty() { self.virtual_tokens() } else { 0 };
-        if input_ids.is_empty() || cache.len + virtual_tokens + input_ids.len() > cache.capacity {
-            return Err(Error::shape(
-                "generate",
-                format!(
-                    "{} tokens after {} do not fit a cache of {}",
-                    input_ids.len(),
-                    cache.len,
-                    cache.capacity
-                ),
-            ));
-        }
         let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
         let encoded = match &self.prompt {
             Some(prompt) if cache.is_empty() => Some(prompt.encode(&tape)?),
@@ -169,17 +169,88 @@ impl Model {
         {
             self.begin_with_prefix(cache, &encoded.values)?;
         }
-        let batch = Batch {
-            input_ids: input_ids.iter().map(|id| *id as i32).collect(),
-            positions: (cache.len..cache.len + input_ids.len()).map(|p| p as i32).collect(),
-            targets: vec![IGNORE_INDEX; input_ids.len()],
-            lengths: vec![input_ids.len()],
-            first_labels: vec![IGNORE_INDEX],
-        };
         let embeddings = encoded.as_ref().filter(|_| self.virtual_rows() > 0);
-        let hidden = self.pass(&batch, cache.len, embeddings)?.hidden(&mut tape, Some(cache))?.tensor;
-        cache.len += hidden.rows();
-        self.head_logits(&hidden.slice(hidden.rows() - 1..hidden.rows())?)
+        self.feed(&[(0, input_ids)], cache, embeddings, &mut tape)
+    }
+
+    /// [`Model::extend`] of several sequences of a cache at once, which `rows` names by number, each with the bits that it
+    /// has alone: logits f32 `[rows, vocab_size]`. The rows of each slot are a range of `rows`, adapters were put on the
+    /// model [side by side](Model::side_by_side).
+    ///
+    /// # Errors
+    /// As [`Model::extend`]; when a sequence is named twice or not there, slots share rows, or the model has trained
+    /// virtual tokens.
+    pub fn extend_all(
+        &self,
+        rows: &[(usize, &[u32])],
+        cache: &mut KvCache,
+        slots: &[RowSlot<'_>],
+    ) -> Result<Tensor> {
+        let unique: BTreeSet<usize> = rows.iter().map(|(sequence, _)| *sequence).collect();
+        if rows.is_empty() || unique.len() != rows.len() || unique.last() >= Some(&cache.lens.len()) {
+            return Err(Error::shape(
+                "generate",
+                format!("expected some of {} sequences, once each, found {unique:?}", cache.lens.len()),
+            ));
+        }
+        if self.prompt.is_some() {
+            return Err(Error::Unsupported(
+                "sequences with trained virtual tokens can't be generated in a batch; generate them one by one".into(),
+            ));
+        }
+        let mut starts = vec![0];
+        starts.extend(rows.iter().scan(0, |end, (_, ids)| {
+            *end += ids.len();
+            Some(*end)
+        }));
+        let mut tokens = Vec::with_capacity(slots.len());
+        for RowSlot { rows: range, params } in slots {
+            let (Some(start), Some(end)) = (starts.get(range.start), starts.get(range.end)) else {
+                return Err(Error::shape("generate", format!("slot {range:?} of {} rows", rows.len())));
+            };
+            tokens.push(Slot { rows: *start..*end, params, dropout: None, grad_scale: 1.0 });
+        }
+        let mut tape = Tape::inference(&self.backend, &self.params, self.dtype);
+        tape.slots = &tokens;
+        self.feed(rows, cache, None, &mut tape)
+    }
+
+    /// Feeds tokens of sequences; the logits of each one's last token.
+    fn feed(
+        &self,
+        rows: &[(usize, &[u32])],
+        cache: &mut KvCache,
+        embeddings: Option<&Encoded<'_>>,
+        tape: &mut Tape<'_>,
+    ) -> Result<Tensor> {
+        let virtual_rows = embeddings.map_or(0, |_| self.virtual_rows());
+        let (mut batch, mut kept) = (Batch::new(), Vec::with_capacity(rows.len()));
+        for &(sequence, ids) in rows {
+            let (len, tokens) = (cache.lens[sequence], ids.len());
+            if ids.is_empty() || len + virtual_rows + tokens > cache.capacity {
+                return Err(Error::shape(
+                    "generate",
+                    format!("{tokens} tokens after {len} do not fit a cache of {}", cache.capacity),
+                ));
+            }
+            batch.push(ids, &vec![IGNORE_INDEX; tokens]);
+            let from = batch.positions.len() - tokens;
+            batch.positions[from..].iter_mut().for_each(|p| *p += len as i32);
+            kept.push(KeptRows { start: sequence * cache.capacity, len });
+        }
+        check_slots(tape.slots, &batch)?;
+        let hidden = self.pass(&batch, kept, embeddings)?.hidden(tape, Some(cache))?.tensor;
+        let mut last = Vec::with_capacity(rows.len());
+        for &(sequence, ids) in rows {
+            cache.lens[sequence] += virtual_rows + ids.len();
+            last.push(last.last().map_or(-1, |row| *row) + (virtual_rows + ids.len()) as i32);
+        }
+        if last.len() == 1 {
+            return self.head_logits(&hidden.slice(hidden.rows() - 1..hidden.rows())?);
+        }
+        let mut ends = self.backend.empty(&[last.len(), hidden.cols()], self.dtype)?;
+        self.backend.gather_rows(&mut ends, &hidden, &self.backend.from_slice(&last, &[last.len()])?)?;
+        self.head_logits(&ends)
     }
 
     /// Trained virtual tokens before a sequence's own.
@@ -225,7 +296,7 @@ impl Model {
             self.backend.copy_columns(&mut rows, 0, prefix, start, cols, false)?;
             start += cols;
         }
-        cache.len = prefix.rows();
+        cache.lens[0] = prefix.rows();
         Ok(())
     }
 
@@ -234,11 +305,19 @@ impl Model {
     /// # Errors
     /// When memory can't be had.
     pub fn kv_cache(&self, capacity: usize) -> Result<KvCache> {
+        self.kv_caches(1, capacity)
+    }
+
+    /// [`Model::kv_cache`] for several sequences of up to `capacity` tokens each.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn kv_caches(&self, sequences: usize, capacity: usize) -> Result<KvCache> {
         let capacity = capacity + self.virtual_tokens();
         let cols = self.config.num_key_value_heads * self.config.head_dim;
-        let empty = || self.backend.empty(&[capacity, cols], self.dtype);
+        let empty = || self.backend.empty(&[sequences * capacity, cols], self.dtype);
         let layers = self.layers.iter().map(|_| Ok([empty()?, empty()?])).collect::<Result<_>>()?;
-        Ok(KvCache { layers, len: 0, capacity })
+        Ok(KvCache { layers, lens: vec![0; sequences], capacity })
     }
 
     fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -252,35 +331,34 @@ impl Model {
         Ok(logits)
     }
 
-    fn pass(&self, batch: &Batch, cached: usize, encoded: Option<&Encoded<'_>>) -> Result<Pass<'_>> {
+    fn pass(&self, batch: &Batch, kept: Vec<KeptRows>, encoded: Option<&Encoded<'_>>) -> Result<Pass<'_>> {
         let prompt = self.prompt.as_ref().zip(encoded).map(|(prompt, encoded)| PassPrompt {
             place: prompt.place,
             values: encoded.values.clone(),
             grads: encoded.grads.clone(),
         });
         let virtual_tokens = prompt.as_ref().map_or(0, |p| p.values.rows());
-        if let Some(longest) = batch.lengths.iter().max() {
-            let limit = self.config.max_sequence();
-            if longest + cached + virtual_tokens > limit {
-                return Err(Error::shape(
-                    "model",
-                    format!(
-                        "a sequence of {} tokens is longer than the model's {limit}; use --max-length {}",
-                        longest + cached + virtual_tokens,
-                        limit.saturating_sub(virtual_tokens)
-                    ),
-                ));
-            }
+        let whole = |(i, len): (usize, &usize)| len + kept.get(i).map_or(0, |kept| kept.len) + virtual_tokens;
+        let longest = batch.lengths.iter().enumerate().map(whole).max().unwrap_or(0);
+        let limit = self.config.max_sequence();
+        if longest > limit {
+            return Err(Error::shape(
+                "model",
+                format!(
+                    "a sequence of {longest} tokens is longer than the model's {limit}; use --max-length {}",
+                    limit.saturating_sub(virtual_tokens)
+                ),
+            ));
         }
         let (batch, prefix) = match prompt.as_ref().map(|p| p.place) {
             Some(PromptPlace::Embeddings) => (Cow::Owned(batch.with_virtual_tokens(virtual_tokens)), 0),
             _ => (Cow::Borrowed(batch), virtual_tokens),
         };
-        let input = DeviceBatch::new(&self.backend, &batch, self.config.vocab_size, cached, prefix)?;
+        let input = DeviceBatch::new(&self.backend, &batch, self.config.vocab_size, &kept, prefix)?;
         let positions = input.max_position + 1;
         let rope = self.rope_table(&self.rope_tables[0], self.config.rope.as_ref(), positions)?;
         let local_rope = self.rope_table(&self.rope_tables[1], self.config.local_rope.as_ref(), positions)?;
-        Ok(Pass { model: self, input, targets: batch.targets.clone(), rope, local_rope, prompt })
+        Ok(Pass { model: self, input, kept, targets: batch.targets.clone(), rope, local_rope, prompt })
     }
 
     /// The rotary table for at least `positions` positions, kept for the next pass.
@@ -343,7 +421,7 @@ impl Pass<'_> {
         let all = 0..model.layers.len();
         if let Some(cache) = &mut cache {
             for (number, kept) in cache.layers.iter_mut().enumerate() {
-                x = self.layer(tape, number, x, Some((kept, cache.len)))?;
+                x = self.layer(tape, number, x, Some(kept))?;
             }
         } else if model.gradient_checkpointing > 0 && tape.is_recording() {
             for start in all.clone().step_by(model.gradient_checkpointing) {
@@ -368,7 +446,7 @@ impl Pass<'_> {
         tape: &mut Tape<'_>,
         number: usize,
         x: Var,
-        cache: Option<(&mut [Tensor; 2], usize)>,
+        cache: Option<&mut [Tensor; 2]>,
     ) -> Result<Var> {
         let layer = &self.model.layers[number];
         let h = tape.norm(&x, &layer.input_norm)?;
@@ -418,7 +496,7 @@ impl Pass<'_> {
         tape: &mut Tape<'_>,
         number: usize,
         x: Var,
-        cache: Option<(&mut [Tensor; 2], usize)>,
+        cache: Option<&mut [Tensor; 2]>,
     ) -> Result<Var> {
         let layer = &self.model.layers[number];
         let config = &self.model.config;
@@ -453,12 +531,15 @@ impl Pass<'_> {
             q = tape.rope(q, table, &self.input.positions, shape(n_heads))?;
             k = tape.rope(k, table, &self.input.positions, shape(n_kv_heads))?;
         }
-        if let Some(([keys, values], len)) = cache {
-            let end = len + k.tensor.rows();
-            self.model.backend.cast(&mut keys.slice(len..end)?, &k.tensor)?;
-            self.model.backend.cast(&mut values.slice(len..end)?, &v.tensor)?;
-            k = Var::constant(keys.slice(0..end)?);
-            v = Var::constant(values.slice(0..end)?);
+        if let Some([keys, values]) = cache {
+            for (kept, s) in self.kept.iter().zip(self.input.sequences.iter()) {
+                let (rows, start) = (s.q_start..s.q_start + s.q_len, kept.start + kept.len);
+                for (all, new) in [(&mut *keys, &k), (&mut *values, &v)] {
+                    let mut to = all.slice(start..start + s.q_len)?;
+                    self.model.backend.cast(&mut to, &new.tensor.slice(rows.clone())?)?;
+                }
+            }
+            (k, v) = (Var::constant(keys.clone()), Var::constant(values.clone()));
         }
         if let Some(p) = self.prompt.as_ref().filter(|p| p.place == PromptPlace::KeysValues) {
             let cols = n_kv_heads * head_dim;

@@ -26,7 +26,7 @@ pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decoder::{Installed, Model};
-pub use forward::KvCache;
+pub use forward::{KvCache, RowSlot};
 pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
 pub use module::{
