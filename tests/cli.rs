@@ -111,13 +111,14 @@ fn train_many_and_generate_rows() {
     let rows = ["--adapters", &adapters, "--prompts", &at("rows.jsonl"), "--batch-size", "2"];
     let printed = succeed(&[&generate[..], &rows].concat());
     let printed: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (wide, narrow) = (at("wide"), at("narrow"));
     let alone = [
-        ["--chat", "What is a fox?", "--adapter", &at("wide"), "--json"].as_slice(),
-        &["--prompt", "The", "--json"],
-        &["--prompt", "A fox", "--adapter", &at("narrow"), "--json"],
+        vec!["--chat", "What is a fox?", "--adapter", &wide, "--json"],
+        vec!["--prompt", "The", "--json"],
+        vec!["--prompt", "A fox", "--adapter", &narrow, "--json"],
     ];
     for (row, alone) in printed.iter().zip(alone) {
-        let alone: Value = serde_json::from_str(&succeed(&[&generate[..], alone].concat())).unwrap();
+        let alone: Value = serde_json::from_str(&succeed(&[&generate[..], &alone].concat())).unwrap();
         assert_eq!((&row["tokens"], &row["text"]), (&alone["tokens"], &alone["text"]), "{row}");
     }
     assert_eq!(printed.len(), 3);
