@@ -41,6 +41,7 @@ struct Pool {
     cached: usize,
     peak: usize,
     counting: bool,
+    on_device: bool,
     source: Option<Arc<dyn MemorySource>>, // none: the host's memory
 }
 
@@ -124,7 +125,15 @@ impl Arena {
 
     /// An arena of a device's memory.
     pub fn on_device(source: Arc<dyn MemorySource>) -> Self {
-        Arena { inner: Arc::new(Mutex::new(Pool { source: Some(source), ..Pool::default() })) }
+        let pool = Pool { source: Some(source), on_device: true, ..Pool::default() };
+        Arena { inner: Arc::new(Mutex::new(pool)) }
+    }
+
+    /// [`Arena::counting`] for a device's memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn counting_on_device() -> Self {
+        let pool = Pool { counting: true, on_device: true, ..Pool::default() };
+        Arena { inner: Arc::new(Mutex::new(pool)) }
     }
 
     /// A block of a counting arena for a mapped file's tensor, which has just its bytes.
@@ -167,7 +176,7 @@ impl Arena {
         pool.live += size;
         pool.peak = pool.peak.max(pool.live);
         let pointer = memory.pointer();
-        Ok(Block { memory: Some(memory), pointer, size, arena: self.clone() })
+        Ok(Block { memory: Some(memory), pointer, size, on_device: pool.on_device, arena: self.clone() })
     }
 
     /// Bytes in use by tensors now.
@@ -194,7 +203,7 @@ impl Pool {
         self.live += size;
         self.peak = self.peak.max(self.live);
         let pointer = NonNull::<Aligned>::dangling().cast();
-        Block { memory: None, pointer, size, arena: arena.clone() }
+        Block { memory: None, pointer, size, on_device: self.on_device, arena: arena.clone() }
     }
 
     /// Frees cached blocks, largest first, until at most `keep` bytes are cached.
@@ -218,6 +227,7 @@ pub struct Block {
     memory: Option<Memory>, // none in a counting arena
     pointer: NonNull<u8>,
     size: usize,
+    on_device: bool,
     arena: Arena,
 }
 
@@ -234,7 +244,7 @@ impl Block {
 
     /// Whether the memory is a device's, which the host can't read.
     pub fn is_on_device(&self) -> bool {
-        matches!(self.memory, Some(Memory::Device(..)))
+        self.on_device
     }
 
     /// Usable size in bytes.

@@ -8,26 +8,28 @@ use lowrank::adapter::combine::CombinationType;
 use lowrank::adapter::merge::{Drift, MergeOptions, Onto, compare};
 use lowrank::adapter::reader::to_json;
 use lowrank::adapter::{LoraConfig, load_adapter, read_adapter, select_targets};
-use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
+use lowrank::backend::{self, Backend};
 use lowrank::data::Tokenizer;
 use lowrank::model::{Checkpoint, LoadOptions, Model, ModelConfig};
 use lowrank::quant::{Format, QuantConfig};
-use lowrank::train::evaluate;
+use lowrank::train::{base_bytes, evaluate};
 use lowrank::{DType, Error, Result};
 use serde_json::json;
 use std::path::Path;
 
-/// The backend that the flags ask for.
+/// The backend that the flags ask for. `auto` is a GPU only if the base fits into its free memory.
 pub fn open_backend(args: &ModelArgs) -> Result<Backend> {
-    match args.device.as_str() {
-        "auto" | "cpu" => Cpu::new(args.threads),
-        other => Err(Error::config(
-            "command line",
-            "--device",
-            format!("`{other}` is not supported; supported: auto, cpu"),
-        )),
+    let backend = backend::open(&args.device, args.threads)?;
+    let Some(free) = backend.free_memory().filter(|_| args.device == "auto") else { return Ok(backend) };
+    let options = LoadOptions { dtype: args.dtype.into(), quant: quant_config(args)? };
+    let dummy = args.load_format == LoadFormat::Dummy;
+    let base = base_bytes(&args.model, &backend, options, dummy)?;
+    if base <= free {
+        return Ok(backend);
     }
+    eprintln!("{} has {free} bytes free, the base takes {base}: computing on the CPU", backend.name());
+    Cpu::new(args.threads)
 }
 
 /// The format of the base that the flags ask for.

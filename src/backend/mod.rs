@@ -39,6 +39,39 @@ pub mod reference;
 /// A backend chosen at start-up, shared by everything that computes.
 pub type Backend = Arc<dyn Kernels>;
 
+/// The backend of a device's name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the first GPU if there is one that can
+/// be used, else the CPU. `threads` are the CPU's.
+///
+/// # Errors
+/// When the device is not known, not there or can't be used.
+pub fn open(device: &str, threads: Option<usize>) -> Result<Backend> {
+    let ordinal = match device.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
+        None => None,
+    };
+    match (device, ordinal) {
+        ("cpu", _) => cpu::Cpu::new(threads),
+        ("auto", _) => open_cuda(0).or_else(|_| cpu::Cpu::new(threads)),
+        (_, Some(ordinal)) => open_cuda(ordinal),
+        _ => Err(Error::config(
+            "command line",
+            "--device",
+            format!("expected auto, cpu or cuda[:N], found `{device}`"),
+        )),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize) -> Result<Backend> {
+    cuda::Cuda::new(ordinal)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(ordinal: usize) -> Result<Backend> {
+    Err(Error::device(format!("cuda:{ordinal}"), "this program was built without the feature `cuda`"))
+}
+
 /// The label of a token whose prediction does not count, as in Hugging Face's data.
 pub const IGNORE_INDEX: i32 = -100;
 
@@ -257,6 +290,11 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
 
     /// The memory that tensors come from.
     fn arena(&self) -> &Arena;
+
+    /// Bytes of a device's memory that are free; none where tensors lie in the host's.
+    fn free_memory(&self) -> Option<usize> {
+        None
+    }
 
     /// A backend of the same kind that allocates and checks, but neither takes memory nor computes: its arena counts
     /// what a run would need. Downloads give zeros.
@@ -585,7 +623,7 @@ impl dyn Kernels {
     /// When `x` is not of floats, or memory can't be had.
     pub fn to_dtype(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         if x.dtype() == dtype {
-            return Ok(x.clone());
+            return self.place(x);
         }
         let mut out = self.empty(x.shape(), dtype)?;
         self.cast(&mut out, x)?;

@@ -33,7 +33,8 @@ pub fn is_quantized(checkpoint: &Checkpoint, name: &str) -> bool {
     FORMATS.iter().any(|f| checkpoint.contains(&format!("{name}.{STATE}{f}")))
 }
 
-/// Reads the matrix `name`; its codes and constants stay in the mapped file.
+/// Reads the matrix `name`; its codes and constants stay in the mapped file where the backend reads
+/// that.
 ///
 /// # Errors
 /// When a part is missing, has another type or size than the state says, or the state is not what
@@ -46,7 +47,7 @@ pub fn read(checkpoint: &Checkpoint, name: &str, backend: &Backend) -> Result<Qu
     let state = State { values: state_json(checkpoint, &state_name, backend)?, name: state_name };
     let format = Format::by_name(format)?;
     state.expect("quant_type", &json!(format.name))?;
-    let part = |suffix: &str| checkpoint.tensor(&format!("{name}.{suffix}"));
+    let part = |suffix: &str| backend.place(&checkpoint.tensor(&format!("{name}.{suffix}"))?);
     let floats = |suffix: &str| -> Result<Vec<f32>> { backend.to_f32(&part(suffix)?) };
     let stored_levels = floats("quant_map")?;
     if format.levels().is_some_and(|levels| stored_levels != *levels) {
@@ -76,7 +77,7 @@ pub fn read(checkpoint: &Checkpoint, name: &str, backend: &Backend) -> Result<Qu
     } else {
         Scales::Plain(part("absmax")?)
     };
-    let codes = checkpoint.raw(name)?;
+    let codes = backend.place(&checkpoint.raw(name)?)?;
     Quantized::new(config, state.shape()?, codes, scales, None, state.dtype()?)
         .map_err(|e| Error::tensor(name, e.to_string()))
 }

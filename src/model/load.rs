@@ -381,7 +381,11 @@ impl Builder<'_> {
         if !stored.dtype().is_float() {
             return Err(Error::tensor(name, format!("expected floats, found {}", stored.dtype())));
         }
-        Ok(stored)
+        let placed = self.backend.place(&stored)?;
+        if placed.is_on_device() {
+            stored.release_pages();
+        }
+        Ok(placed)
     }
 }
 

@@ -11,5 +11,5 @@ pub mod trainer;
 pub use arguments::{Interval, TrainingArguments};
 pub use checkpoint::latest_checkpoint;
 pub use many::ManyTrainer;
-pub use plan::{MemoryPlan, PlanArguments, Planner};
+pub use plan::{MemoryPlan, PlanArguments, Planner, base_bytes};
 pub use trainer::{Event, Report, Trainer, evaluate};

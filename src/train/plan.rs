@@ -86,6 +86,28 @@ impl MemoryPlan {
     }
 }
 
+/// The bytes that the frozen model of a folder (or GGUF file) takes on a backend.
+///
+/// # Errors
+/// When the configuration does not load or the backend can't plan.
+pub fn base_bytes(model_dir: &Path, backend: &Backend, options: LoadOptions, dummy: bool) -> Result<usize> {
+    Ok(planned_model(model_dir, backend, options, dummy)?.backend.arena().live_bytes())
+}
+
+/// A model without content on the backend's planner.
+fn planned_model(model_dir: &Path, backend: &Backend, options: LoadOptions, dummy: bool) -> Result<Model> {
+    let config = ModelConfig::load(model_dir)?;
+    let planner = backend.planner()?;
+    let stored = if is_gguf(model_dir) {
+        StoredWeights { dtype: None, quant: Gguf::open(model_dir)?.own_quant() }
+    } else if dummy {
+        StoredWeights { dtype: None, quant: None }
+    } else {
+        stored_weights(&model_dir.join("config.json"), &options)?
+    };
+    Model::planned(config, &planner, options, stored)
+}
+
 /// Plans runs of one model with one method.
 #[derive(Debug)]
 pub struct Planner {
@@ -109,16 +131,8 @@ impl Planner {
         dummy: bool,
         attach: impl FnOnce(&mut Model) -> Result<Box<dyn Method>>,
     ) -> Result<Self> {
-        let config = ModelConfig::load(model_dir)?;
-        let planner = backend.planner()?;
-        let stored = if is_gguf(model_dir) {
-            StoredWeights { dtype: None, quant: Gguf::open(model_dir)?.own_quant() }
-        } else if dummy {
-            StoredWeights { dtype: None, quant: None }
-        } else {
-            stored_weights(&model_dir.join("config.json"), &options)?
-        };
-        let mut model = Model::planned(config, &planner, options, stored)?;
+        let mut model = planned_model(model_dir, backend, options, dummy)?;
+        let planner = model.backend.clone();
         let mut method = attach(&mut model)?;
         let trainables = model.params.bytes();
         let loading = planner.arena().peak_bytes();

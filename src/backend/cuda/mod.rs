@@ -43,6 +43,7 @@ pub struct Cuda {
     arena: Arena,
     faults: Tensor,              // u32 [1], bits of `fault`
     maps: Mutex<Option<Tensor>>, // f32, the dynamic maps of moments in eight bits, when they have been needed
+    plans: bool,                 // only counts
 }
 
 impl Cuda {
@@ -62,7 +63,7 @@ impl Cuda {
     pub fn on<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
         let arena = Arena::on_device(executor.clone());
         let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
-        let cuda = Cuda { executor, arena, faults, maps: Mutex::new(None) };
+        let cuda = Cuda { executor, arena, faults, maps: Mutex::new(None), plans: false };
         cuda.reset_faults()?;
         Ok(Arc::new(cuda))
     }
@@ -74,6 +75,9 @@ impl Cuda {
 
     /// Fails if a kernel met an index outside its range since the last look.
     fn check_faults(&self) -> Result<()> {
+        if self.plans {
+            return Ok(());
+        }
         let mut word = [0; 4];
         // SAFETY: the tensor has four bytes.
         unsafe { self.executor.download(&mut word, self.faults.device_bytes()?)? };
@@ -112,7 +116,7 @@ impl Cuda {
         shared_bytes: usize,
         params: &P,
     ) -> Result<()> {
-        if grid.contains(&0) {
+        if self.plans || grid.contains(&0) {
             return Ok(());
         }
         let [x, y, z] = grid;
@@ -176,6 +180,16 @@ impl Kernels for Cuda {
         &self.arena
     }
 
+    fn free_memory(&self) -> Option<usize> {
+        self.executor.free_memory().ok()
+    }
+
+    fn planner(&self) -> Result<Backend> {
+        let (executor, arena) = (self.executor.clone(), Arena::counting_on_device());
+        let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
+        Ok(Arc::new(Cuda { executor, arena, faults, maps: Mutex::new(None), plans: true }))
+    }
+
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let bytes = shape.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
         let bytes = bytes.ok_or_else(|| Error::shape("tensor", format!("{shape:?} is too large")))?;
@@ -197,12 +211,28 @@ impl Kernels for Cuda {
         ensure(out.bytes() == bytes.len(), "upload", || {
             format!("{} bytes for {}", bytes.len(), out.bytes())
         })?;
+        if !out.is_on_device() {
+            // SAFETY: `out` has as many bytes as the source, which is other memory.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.host_bytes_mut()?, bytes.len()) };
+            return Ok(());
+        }
+        if self.plans {
+            return Ok(());
+        }
         // SAFETY: `out` has as many bytes as the source.
         unsafe { self.executor.upload(written(out)?, bytes) }
     }
 
     fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()> {
         ensure(x.bytes() == bytes.len(), "download", || format!("{} bytes for {}", bytes.len(), x.bytes()))?;
+        if !x.is_on_device() {
+            // SAFETY: `x` has as many bytes as the destination, which is other memory.
+            unsafe { std::ptr::copy_nonoverlapping(x.host_bytes(), bytes.as_mut_ptr(), bytes.len()) };
+            return Ok(());
+        }
+        if self.plans {
+            return Ok(());
+        }
         // SAFETY: `x` has as many bytes as the destination.
         unsafe { self.executor.download(bytes, read(x)?)? };
         self.check_faults()
@@ -214,6 +244,10 @@ impl Kernels for Cuda {
 
     fn cast(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
         check::cast(out, x)?;
+        let x = &self.place(x)?;
+        if self.plans {
+            return Ok(());
+        }
         if out.dtype() == x.dtype() {
             // SAFETY: both have so many bytes, in different tensors.
             return unsafe { self.executor.copy(written(out)?, read(x)?, x.bytes()) };
@@ -227,7 +261,7 @@ impl Kernels for Cuda {
     }
 
     fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
-        quant::quantize(self, x, config)
+        quant::quantize(self, &self.place(x)?, config)
     }
 
     fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()> {

@@ -88,7 +88,8 @@ pub(super) fn quantize(cuda: &Cuda, x: &Tensor, config: &QuantConfig) -> Result<
     let scales = if config.double_quant {
         let mut plain = vec![0f32; count];
         cuda.download(&scales, bytemuck::cast_slice_mut(&mut plain))?;
-        upload_nested(cuda, &NestedScales::quantize(&plain))?
+        let nested = if cuda.plans { NestedScales::zeros(count) } else { NestedScales::quantize(&plain) };
+        upload_nested(cuda, &nested)?
     } else {
         cuda.check_faults()?;
         Scales::Plain(scales)
