@@ -459,7 +459,8 @@ fn bad_input_is_one_clear_line() {
     };
     expect(&train(&["--target-modules", "q_prj"]), &["`q_prj`", "did you mean `q_proj`?"]);
     expect(&train(&["--quant", "nf5"]), &["`quant`", "`nf5`", "nf4, fp4"]);
-    expect(&train(&["--device", "cuda"]), &["--device", "`cuda`"]);
+    expect(&train(&["--device", "tpu"]), &["--device", "`tpu`", "cuda[:N]"]);
+    expect(&train(&["--device", "cuda:77"]), &["cuda:77"]);
     expect(&train(&["--optim", "adafactor"]), &["optim", "`adafactor`", "paged_adamw_32bit"]);
     expect(&train(&["--optimizer-memory", "1MB"]), &["optimizer_memory", "paged_adamw_32bit"]);
     expect(&train(&["--lr-scheduler-type", "wavy"]), &["lr_scheduler_type", "`wavy`"]);
