@@ -158,9 +158,6 @@ INLINE void pack_columns(uint32_t *dst, size_t width, const void *src, size_t ld
 #define KC 256
 
 #if defined(LOWRANK_AVX512BF16)
-// Scales below it may give products that are not normal numbers, which hardware and software round apart.
-#define NORMAL_SCALE 0x1p-100f
-
 // Scales and zero points of sixteen rows' blocks; whether all are safe to multiply by in hardware.
 INLINE int scales16(const struct quantized *q, size_t row, size_t col, float scale[LANES], float zero[LANES]) {
     size_t run, block = block_of(q, row, col, &run);
@@ -220,10 +217,24 @@ INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t ro
 
 INLINE int takes_fast_path(const struct quantized *q, size_t col0, size_t k0, size_t k, int bf16) {
     int blocks = q->block_rows == 0 ? q->cols % q->block_cols == 0 : q->block_rows == 1;
-    return bf16 && q->format == CODES_4BIT && blocks && q->block_cols % 8 == 0 && q->cols % 8 == 0 && k0 % 8 == 0 &&
+    return bf16 && !q->panels && q->format == CODES_4BIT && blocks && q->block_cols % 8 == 0 && q->cols % 8 == 0 && k0 % 8 == 0 &&
            k % 8 == 0 && col0 + LANES <= q->rows;
 }
+
+// Returns 0 if the matrix does not lie in panels or less than a panel is asked for.
+INLINE int pack_whole_panel(uint32_t *dst, const struct quantized *q, size_t col0, size_t count, size_t k0, size_t k,
+                            int bf16) {
+    if (!q->panels || !bf16 || count != PANEL_ROWS || k0 % PANEL_COLS != 0 || k % PANEL_COLS != 0) return 0;
+    if (q->zeros) pack_panel(dst, q, col0, k0, k, 1);
+    else pack_panel(dst, q, col0, k0, k, 0);
+    return 1;
+}
 #else
+INLINE int pack_whole_panel(uint32_t *dst, const struct quantized *q, size_t col0, size_t count, size_t k0, size_t k,
+                            int bf16) {
+    (void)dst, (void)q, (void)col0, (void)count, (void)k0, (void)k, (void)bf16;
+    return 0;
+}
 INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k) {
     (void)dst, (void)q, (void)row, (void)col, (void)k;
     return 0;
@@ -240,6 +251,7 @@ static void pack_quantized_lines(uint32_t *dst, const struct quantized *q, size_
     float line[2 * KC];
     uint32_t tile[LANES * KC];
     size_t stride = bf16 ? 2 * KC * sizeof(uint16_t) : KC * sizeof(float);
+    if (pack_whole_panel(dst, q, col0, count, k0, k, bf16)) return;
     for (size_t first = 0; first < NR; first += LANES) {
         size_t lines = count > first ? count - first : 0;
         if (lines > LANES) lines = LANES;
@@ -299,6 +311,13 @@ INLINE void prefetch_b_panel(const struct gemm_operand *b, size_t col0, size_t c
     const struct quantized *q = b->quantized;
     const char *data = q ? (const char *)q->codes : b->data;
     size_t bits = q ? (q->format == CODES_4BIT ? 4 : 8) : 8 * type_size(b->type), ld = q ? q->cols : b->ld;
+    if (q && q->panels) { // they are one stream
+        const uint8_t *p = q->codes + panel_byte(q, b->transposed ? col0 : k0, b->transposed ? k0 : col0);
+        size_t bytes = b->transposed ? count * k / 2 : 0;
+        for (size_t byte = bytes * part / parts; byte < bytes * (part + 1) / parts; byte += 64)
+            __builtin_prefetch(p + byte, 0, 2);
+        return;
+    }
     size_t row0 = b->transposed ? col0 : k0, rows = b->transposed ? count : k;
     size_t first = b->transposed ? k0 : col0, width = b->transposed ? k : count;
     for (size_t r = rows * part / parts; r < rows * (part + 1) / parts; r++) {

@@ -9,8 +9,9 @@
 #define GEMV_ROWS 4
 
 #if defined(LOWRANK_AVX512BF16)
-// Groups of sixteen columns that are taken at once at most: two panels.
-#define MAX_GROUPS (2 * NV)
+// Sixteen columns are a group, and the groups of a panel are taken at once: that hides the latency of an accumulator's
+// chain.
+#define GROUPS NV
 
 // Blocks of a row whose constants are prepared at a time.
 #define GEMV_BLOCKS 16
@@ -91,14 +92,33 @@ static int prepare_constants(struct gemv_constants *to, const struct quantized *
     return 1;
 }
 
+// What to ask the cache for while a panel's lines, of `row_bytes` each, are read: the next panel's memory in its order,
+// or, of lines so long that it would be gone again, what comes next in each.
+struct ahead {
+    const char *from;
+    size_t step, per_group;
+};
+
+INLINE struct ahead ahead_of(const void *data, size_t row, size_t row_bytes) {
+    const char *line = (const char *)data + row * row_bytes;
+    if (row_bytes > 8192) return (struct ahead){line + 512, row_bytes, 64 - GROUPS * LANES * row_bytes};
+    return (struct ahead){line + NR * row_bytes, 64, 0};
+}
+
+INLINE void ask(struct ahead *ahead) {
+    __builtin_prefetch(ahead->from, 0, 2);
+    ahead->from += ahead->step;
+}
+
 // The codes of a group's sixteen rows, `bytes` of each from `byte` on: eight elements of a row in a lane.
-INLINE void load_codes(vi r[LANES], const struct quantized *q, size_t row, size_t byte, size_t bytes, size_t ahead) {
+INLINE void load_codes(vi r[LANES], const struct quantized *q, size_t row, size_t byte, size_t bytes,
+                       struct ahead *ahead) {
     __mmask64 present = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
     size_t stride = q->cols / 2;
     const uint8_t *from = q->codes + row * stride + byte;
 #pragma GCC unroll 16
     for (size_t i = 0; i < LANES; i++) {
-        __builtin_prefetch(from + i * stride + ahead, 0, 3);
+        ask(ahead);
         r[i] = _mm512_maskz_loadu_epi8(present, from + i * stride);
     }
     transpose16(r);
@@ -126,76 +146,109 @@ INLINE void add_eight(vf *acc, const int m, vi codes, const uint32_t *a, const s
     }
 }
 
-// The accumulators of row i and group g of sixteen columns: c is [panels][m][NR].
-INLINE float *place(float *c, int m, int g, int i) { return c + ((g / NV) * m + i) * NR + g % NV * LANES; }
-
-INLINE void load_accumulators(vf acc[][GEMV_ROWS], const int m, const int groups, float *c, int first) {
+// The accumulators of a panel, [m][NR] in memory.
+INLINE void load_accumulators(vf acc[GROUPS][GEMV_ROWS], const int m, const float *c, int first) {
 #pragma GCC unroll 4
-    for (int g = 0; g < groups; g++)
+    for (int g = 0; g < GROUPS; g++)
 #pragma GCC unroll 4
-        for (int i = 0; i < m; i++) acc[g][i] = first ? vf_zero() : vf_load(place(c, m, g, i));
+        for (int i = 0; i < m; i++) acc[g][i] = first ? vf_zero() : vf_load(c + i * NR + g * LANES);
 }
 
-INLINE void store_accumulators(vf acc[][GEMV_ROWS], const int m, const int groups, float *c) {
+INLINE void store_accumulators(vf acc[GROUPS][GEMV_ROWS], const int m, float *c) {
 #pragma GCC unroll 4
-    for (int g = 0; g < groups; g++)
+    for (int g = 0; g < GROUPS; g++)
 #pragma GCC unroll 4
-        for (int i = 0; i < m; i++) vf_store(place(c, m, g, i), acc[g][i]);
+        for (int i = 0; i < m; i++) vf_store(c + i * NR + g * LANES, acc[g][i]);
 }
 
-// How far ahead to ask for a line: rows that are short are followed by the next groups'; long ones are asked for within
-// themselves.
-INLINE size_t ahead_of(size_t row_bytes, int groups) { return row_bytes <= 1536 ? row_bytes * groups * LANES : 512; }
-
-// c (+)= A B for the columns of B that are q's rows from `row` on, sixteen a group: several groups hide the latency of
-// an accumulator's chain. Returns the units of k that were done, all of them unless a scale is too small.
-INLINE size_t gemv_4bit(const int m, const int groups, const int zeros, const struct quantized *q, size_t row,
-                        const uint32_t *a, size_t k, float *c, int first) {
+// c (+)= A B for the panel of B that is q's rows from `row` on. Returns the units of k that were done, all of them
+// unless a scale is too small.
+INLINE size_t gemv_4bit(const int m, const int zeros, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
+                        float *c, int first) {
     const vf table = vf_load(q->levels);
     const int shift = __builtin_ctzll(q->block_cols);
-    size_t span = GEMV_BLOCKS * q->block_cols, done = 0, ahead = ahead_of(q->cols / 2, groups);
-    struct gemv_constants constants[MAX_GROUPS];
-    vi codes[MAX_GROUPS][LANES];
-    vf acc[MAX_GROUPS][GEMV_ROWS];
-    load_accumulators(acc, m, groups, c, first);
+    size_t span = GEMV_BLOCKS * q->block_cols, done = 0;
+    struct ahead ahead = ahead_of(q->codes, row, q->cols / 2);
+    struct gemv_constants constants[GROUPS];
+    vi codes[GROUPS][LANES];
+    vf acc[GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, c, first);
     for (; done < k; done += span) {
         size_t left = k - done < span ? k - done : span;
         size_t blocks = (left + q->block_cols - 1) / q->block_cols;
         int safe = 1;
-        for (int g = 0; g < groups; g++)
+        for (int g = 0; g < GROUPS; g++)
             safe &= prepare_constants(&constants[g], q, row + (size_t)g * LANES, done / q->block_cols, blocks);
         if (!safe) break;
-        for (size_t at = 0; at < left; at += 8 * LANES) {
+        for (size_t at = 0; at < left; at += 8 * LANES, ahead.from += ahead.per_group) {
             size_t bytes = (left - at < 8 * LANES ? left - at : 8 * LANES) / 2;
-            for (int g = 0; g < groups; g++)
-                load_codes(codes[g], q, row + (size_t)g * LANES, (done + at) / 2, bytes, ahead);
+            for (int g = 0; g < GROUPS; g++)
+                load_codes(codes[g], q, row + (size_t)g * LANES, (done + at) / 2, bytes, &ahead);
             const uint32_t *units_of_a = a + (done + at) / 2 * (size_t)m;
             for (size_t j = 0; j < bytes / 4; j++, units_of_a += 4 * m) {
                 size_t block = (at + 8 * j) >> shift;
 #pragma GCC unroll 4
-                for (int g = 0; g < groups; g++)
+                for (int g = 0; g < GROUPS; g++)
                     add_eight(acc[g], m, codes[g][j], units_of_a, &constants[g], block, table, zeros);
             }
         }
     }
-    store_accumulators(acc, m, groups, c);
+    store_accumulators(acc, m, c);
     return (done < k ? done : k) / 2;
 }
 
+// The same for a matrix laid out for it (panels.h).
+INLINE size_t gemv_panel(const int m, const int zeros, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
+                         float *c, int first) {
+    const vf table = vf_load(q->levels);
+    const uint8_t *from = q->codes + panel_byte(q, row, 0);
+    size_t block = panel_block(q, row, 0);
+    vf acc[GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, c, first);
+    for (size_t done = 0; done < k; done += q->block_cols, block += PANEL_ROWS) {
+        struct panel_levels levels[GROUPS];
+#pragma GCC unroll 2
+        for (size_t g = 0; g < GROUPS; g++) scale_levels(&levels[g], q, block + g * LANES, table, zeros);
+        for (size_t col = 0; col < q->block_cols; col += PANEL_COLS) {
+            vi codes[GROUPS][4];
+#pragma GCC unroll 2
+            for (size_t g = 0; g < GROUPS; g++, from += PANEL_BYTES) {
+#pragma GCC unroll 4
+                for (size_t line = 0; line < PANEL_BYTES; line += 64) __builtin_prefetch(from + 4096 + line, 0, 3);
+                load_panel(codes[g], from);
+            }
+#pragma GCC unroll 4
+            for (int s = 0; s < 4; s++, a += 4 * m)
+#pragma GCC unroll 2
+                for (int g = 0; g < GROUPS; g++) {
+                    vi pairs[4];
+                    panel_units(pairs, codes[g], &levels[g], s);
+#pragma GCC unroll 4
+                    for (int p = 0; p < 4; p++)
+#pragma GCC unroll 4
+                        for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[p * m + i], pairs[p]);
+                }
+        }
+    }
+    store_accumulators(acc, m, c);
+    return k / 2;
+}
+
 // The same for a matrix in bf16, of which 32 elements of each row are taken at a time.
-INLINE size_t gemv_bf16(const int m, const int groups, const struct gemm_operand *b, size_t row, const uint32_t *a,
-                        size_t k, float *c, int first) {
-    size_t ahead = ahead_of(b->ld * sizeof(uint16_t), groups), ku = units(k, 1);
-    vi pairs[MAX_GROUPS][LANES];
-    vf acc[MAX_GROUPS][GEMV_ROWS];
-    load_accumulators(acc, m, groups, c, first);
-    for (size_t u = 0; u < ku; u += LANES, a += LANES * m) {
+INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c,
+                        int first) {
+    size_t row_bytes = b->ld * sizeof(uint16_t), ku = units(k, 1);
+    struct ahead ahead = ahead_of(b->data, row, row_bytes);
+    vi pairs[GROUPS][LANES];
+    vf acc[GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, c, first);
+    for (size_t u = 0; u < ku; u += LANES, a += LANES * m, ahead.from += ahead.per_group) {
         size_t left = k - 2 * u;
-        for (int g = 0; g < groups; g++) {
-            const char *from = (const char *)b->data + ((row + (size_t)g * LANES) * b->ld + 2 * u) * sizeof(uint16_t);
+        for (int g = 0; g < GROUPS; g++) {
+            const char *from = (const char *)b->data + (row + (size_t)g * LANES) * row_bytes + 2 * u * sizeof(uint16_t);
 #pragma GCC unroll 16
-            for (size_t i = 0; i < LANES; i++, from += b->ld * sizeof(uint16_t)) {
-                __builtin_prefetch(from + ahead, 0, 3);
+            for (size_t i = 0; i < LANES; i++, from += row_bytes) {
+                ask(&ahead);
                 pairs[g][i] = units_of_row(from, left < 2 * LANES ? left : 2 * LANES, TYPE_BF16, 1);
             }
             transpose16(pairs[g]);
@@ -203,47 +256,41 @@ INLINE size_t gemv_bf16(const int m, const int groups, const struct gemm_operand
         size_t count = ku - u < LANES ? ku - u : LANES;
         for (size_t j = 0; j < count; j++)
 #pragma GCC unroll 4
-            for (int g = 0; g < groups; g++)
+            for (int g = 0; g < GROUPS; g++)
 #pragma GCC unroll 4
                 for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[j * m + i], pairs[g][j]);
     }
-    store_accumulators(acc, m, groups, c);
+    store_accumulators(acc, m, c);
     return ku;
 }
 
-#define GEMV(m, groups)                                                                                             \
-    static size_t gemv_##m##_##groups(const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k,        \
-                                      float *c, int first) {                                                        \
-        const struct quantized *q = b->quantized;                                                                   \
-        if (!q) return gemv_bf16(m, groups, b, row, a, k, c, first);                                                \
-        if (q->zeros) return gemv_4bit(m, groups, 1, q, row, a, k, c, first);                                       \
-        return gemv_4bit(m, groups, 0, q, row, a, k, c, first);                                                     \
+#define GEMV(m)                                                                                                      \
+    static size_t gemv_##m(const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c, int first) { \
+        const struct quantized *q = b->quantized;                                                                    \
+        if (!q) return gemv_bf16(m, b, row, a, k, c, first);                                                         \
+        if (q->panels) return q->zeros ? gemv_panel(m, 1, q, row, a, k, c, first) : gemv_panel(m, 0, q, row, a, k, c, first); \
+        return q->zeros ? gemv_4bit(m, 1, q, row, a, k, c, first) : gemv_4bit(m, 0, q, row, a, k, c, first);         \
     }
-GEMV(1, 2)
-GEMV(2, 2)
-GEMV(3, 2)
-GEMV(4, 2)
-GEMV(1, 4)
-GEMV(2, 4)
-GEMV(3, 4)
-GEMV(4, 4)
+GEMV(1)
+GEMV(2)
+GEMV(3)
+GEMV(4)
 
-// Units of k that were done for the `panels` panels from `column` on, 0 if it can't be done so.
-static size_t few_rows(const struct gemm_operand *b, size_t column, size_t panels, size_t columns, size_t m,
-                       const uint32_t *a, size_t k, float *c, int first) {
+// Units of k that were done for the panel from `column` on, 0 if it can't be done so.
+static size_t few_rows(const struct gemm_operand *b, size_t column, size_t columns, size_t m, const uint32_t *a, size_t k,
+                       float *c, int first) {
     typedef size_t (*kernel)(const struct gemm_operand *, size_t, const uint32_t *, size_t, float *, int);
-    static const kernel kernels[2][GEMV_ROWS] = {{gemv_1_2, gemv_2_2, gemv_3_2, gemv_4_2},
-                                                 {gemv_1_4, gemv_2_4, gemv_3_4, gemv_4_4}};
+    static const kernel kernels[GEMV_ROWS] = {gemv_1, gemv_2, gemv_3, gemv_4};
     const struct quantized *q = b->quantized;
-    if (m > GEMV_ROWS || !b->transposed || panels > 2 || column + panels * NR > columns) return 0;
+    if (m > GEMV_ROWS || !b->transposed || column + NR > columns) return 0;
     if (q ? q->format != CODES_4BIT || q->block_rows > 1 || q->cols % q->block_cols != 0 : b->type != TYPE_BF16)
         return 0;
-    return kernels[panels - 1][m - 1](b, column, a, k, c, first);
+    return kernels[m - 1](b, column, a, k, c, first);
 }
 #else
-static size_t few_rows(const struct gemm_operand *b, size_t column, size_t panels, size_t columns, size_t m,
-                       const uint32_t *a, size_t k, float *c, int first) {
-    (void)b, (void)column, (void)panels, (void)columns, (void)m, (void)a, (void)k, (void)c, (void)first;
+static size_t few_rows(const struct gemm_operand *b, size_t column, size_t columns, size_t m, const uint32_t *a, size_t k,
+                       float *c, int first) {
+    (void)b, (void)column, (void)columns, (void)m, (void)a, (void)k, (void)c, (void)first;
     return 0;
 }
 #endif

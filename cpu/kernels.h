@@ -24,6 +24,7 @@ struct quantized {
     // block_cols elements of the flat matrix.
     size_t rows, cols, block_rows, block_cols, blocks_per_row;
     int32_t format; // of the codes: 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2
+    int32_t panels; // whether codes, scales and zero points lie as panels.h says
 };
 
 // How a block is quantized: x * (1 / scale) becomes the nearest code, scale being absmax / max_level.
@@ -154,6 +155,9 @@ struct kernel_table {
     // element is not finite. Blocks of four-bit codes have an even number of elements.
     int32_t (*quantize)(const struct quantized *q, const struct quantizer *how, const void *x, int32_t type,
                         size_t first, size_t last);
+    // Lays panels [first, last) of a matrix of four-bit codes out as panels.h says. Returns 0 if products could not
+    // take them: because of this instruction set, or since a scale is so small that elements may be denormal.
+    int32_t (*lay_out_panels)(const struct quantized *to, const struct quantized *from, size_t first, size_t last);
     // Row `row` of q, rounded to out_type.
     void (*dequantize_row)(const struct quantized *q, size_t row, void *out, int32_t out_type);
 

@@ -130,7 +130,44 @@ static void dequantize_row(const struct quantized *q, size_t row, void *out, int
         v_store_part(at_mut(out, c, out_type), decode_columns(q, row, c, q->cols - c), q->cols - c, out_type);
 }
 
+#if defined(LOWRANK_AVX512BF16)
+#define TAKES_PANELS 1
+#else
+#define TAKES_PANELS 0
+#endif
+
+static int lay_out_panel(const struct quantized *to, const struct quantized *from, size_t panel) {
+    for (size_t row = panel * PANEL_ROWS; row < (panel + 1) * PANEL_ROWS; row++) {
+        for (size_t col = 0; col < from->cols; col += from->block_cols) {
+            size_t run, block = block_of(from, row, col, &run), at = panel_block(from, row, col);
+            float scale = scale_of(from, block);
+            if (scale != 0.0f && fabsf(scale) < NORMAL_SCALE) return 0;
+            to->scales[at] = scale;
+            if (from->zeros) to->zeros[at] = from->zeros[block];
+        }
+        for (size_t col = 0; col < from->cols; col += PANEL_COLS) {
+            const uint8_t *codes = from->codes + (row * from->cols + col) / 2;
+            for (size_t p = 0; p < 4; p++) {
+                uint32_t words = 0;
+                for (size_t s = 0; s < 4; s++) {
+                    uint8_t pair = codes[4 * s + p];
+                    words |= (uint32_t)(pair >> 4) << (16 + 4 * s) | (uint32_t)(pair & 15) << 4 * s;
+                }
+                memcpy(to->codes + panel_byte(from, row, col) + 4 * p, &words, sizeof words);
+            }
+        }
+    }
+    return 1;
+}
+
+static int32_t lay_out_panels(const struct quantized *to, const struct quantized *from, size_t first, size_t last) {
+    for (size_t panel = first; panel < last; panel++)
+        if (!TAKES_PANELS || !lay_out_panel(to, from, panel)) return 0;
+    return 1;
+}
+
 void TABLE_FN(quant)(struct kernel_table *table) {
     table->quantize = quantize;
+    table->lay_out_panels = lay_out_panels;
     table->dequantize_row = dequantize_row;
 }

@@ -3,7 +3,11 @@
 #define LOWRANK_QUANT_H
 
 #include "kernels.h"
+#include "panels.h"
 #include "simd.h"
+
+// Scales below it may give products that are not normal numbers, which hardware and software round apart.
+#define NORMAL_SCALE 0x1p-100f
 
 enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3 };
 
@@ -104,6 +108,13 @@ INLINE vf levels16(const struct quantized *q, size_t element) {
 
 // Columns [col, col + n) of a row as floats; reads no code beyond the last.
 INLINE void decode_row(const struct quantized *q, size_t row, size_t col, size_t n, float *out) {
+    if (q->panels) {
+        for (size_t i = 0; i < n; i++) {
+            size_t block = panel_block(q, row, col + i);
+            out[i] = (q->levels[panel_code(q, row, col + i)] - zero_of(q, block)) * q->scales[block];
+        }
+        return;
+    }
     while (n > 0) {
         size_t run, element = row * q->cols + col, block = block_of(q, row, col, &run);
         float scale = scale_of(q, block), zero = zero_of(q, block);
@@ -124,7 +135,7 @@ INLINE void decode_row(const struct quantized *q, size_t row, size_t col, size_t
 // Sixteen columns from `col` on as floats, zeros from `left` on.
 INLINE vf decode_columns(const struct quantized *q, size_t row, size_t col, size_t left) {
     size_t run, block = block_of(q, row, col, &run), element = row * q->cols + col;
-    if (left >= LANES && run >= LANES && (q->format != CODES_4BIT || element % 2 == 0))
+    if (!q->panels && left >= LANES && run >= LANES && (q->format != CODES_4BIT || element % 2 == 0))
         return decoded(levels16(q, element), q, scale_of(q, block), zero_of(q, block));
     float t[LANES] = {0};
     decode_row(q, row, col, left < LANES ? left : LANES, t);

@@ -8,7 +8,7 @@ use half::bf16;
 use lowrank::backend::cpu::{Cpu, Isa};
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
-use lowrank::quant::{Blocks, FORMATS, QuantConfig, Quantized, Scales};
+use lowrank::quant::{Blocks, FORMATS, Layout, QuantConfig, Quantized, Scales};
 use lowrank::{DType, Tensor};
 
 fn backends() -> Vec<Backend> {
@@ -153,6 +153,43 @@ fn products_equal_those_of_the_dequantized_matrix() {
     }
 }
 
+/// The layout for decoding changes no bits, for few rows and many, either way round, nor what dequantizing gives.
+#[test]
+fn products_of_matrices_laid_out_for_decoding() {
+    let mut values = Values(5);
+    for backend in backends() {
+        for config in configs().into_iter().filter(|c| c.format.bits() == 4) {
+            for shape in [[32, 64], [64, 96], [96, 640], [160, 1152], [40, 64]] {
+                let w = random(&backend, shape, DType::F32, &mut values);
+                let w = backend.quantize(&w, &config).unwrap();
+                let laid_out = backend.lay_out_for_decoding(&w).unwrap();
+                let context = format!("{} {} {shape:?}", backend.name(), config.format.name);
+                let whole = shape[0] % 32 == 0 && shape[1] % config.blocksize == 0;
+                let taken = whole && backend.name().contains("avx512bf16");
+                assert_eq!(laid_out.layout() == Layout::Panels, taken, "{context}");
+                for dtype in [DType::F32, DType::BF16] {
+                    let [a, b] = [&w, &laid_out].map(|w| bytes(&backend, &dequantized(&backend, w, dtype)));
+                    assert!(a == b, "{context} to {dtype}");
+                    for (rows, transposed) in
+                        [(1, true), (2, true), (3, true), (4, true), (5, true), (45, true), (1, false), (45, false)]
+                    {
+                        let k = if transposed { shape[1] } else { shape[0] };
+                        let a = random(&backend, [rows, k], dtype, &mut values);
+                        let [found, expected] = [&laid_out, &w].map(|matrix| {
+                            let b = Matrix::Quantized { matrix, transposed };
+                            let mut out = backend.empty(&[rows, b.shape().1], DType::F32).unwrap();
+                            let terms = [GemmTerm { a: Matrix::plain(&a), b }];
+                            backend.gemm(&mut out, &Gemm::new(&terms)).unwrap();
+                            bytes(&backend, &out)
+                        });
+                        assert!(found == expected, "{context} {dtype} {rows} rows, transposed {transposed}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Scales so small that products are denormal, which the instructions for bf16 would round otherwise.
 #[test]
 fn products_with_denormal_weights() {
@@ -162,6 +199,8 @@ fn products_with_denormal_weights() {
         let tiny: Vec<f32> =
             (0..32 * 128).map(|i| values.value() * if i / 64 % 2 == 0 { 2e-38 } else { 3e-39 }).collect();
         let w = backend.quantize(&backend.from_slice(&tiny, &[32, 128]).unwrap(), &config).unwrap();
+        let laid_out = backend.lay_out_for_decoding(&w).unwrap();
+        assert_eq!(laid_out.layout(), Layout::Rows, "{}", backend.name());
         let plain = dequantized(&backend, &w, DType::BF16);
         let a = backend.from_slice(&vec![bf16::from_f32(1e20); 3 * 128], &[3, 128]).unwrap();
         let product = |b: Matrix<'_>| {

@@ -16,7 +16,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         return generate_rows::run(args, file);
     }
     let tokenizer = Tokenizer::load(&args.model.model)?;
-    let model = load_with_adapter(&args.model, args.adapter.as_deref())?;
+    let mut model = load_with_adapter(&args.model, args.adapter.as_deref())?;
+    model.lay_out_for_decoding()?;
     let prompt = match (&args.prompt, &args.chat) {
         (Some(text), _) => tokenizer.encode(text, true)?,
         (None, Some(text)) => chat_prompt(&args.model.model, &tokenizer, text)?,

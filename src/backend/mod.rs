@@ -353,6 +353,12 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// `out = x`, rounded to `out`'s type (f32, bf16 or f16).
     fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()>;
 
+    /// The same matrix in the layout in which this backend multiplies few rows by its transpose fastest; `x` itself
+    /// where there is none. Every operation takes it, but those that train are slower, and it can't be saved.
+    fn lay_out_for_decoding(&self, x: &Quantized) -> Result<Quantized> {
+        Ok(x.clone())
+    }
+
     /// `out[i] = x[rows[i]]`, converted to `out`'s type; `rows` is i32. Embedding lookup.
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;
 

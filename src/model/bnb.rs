@@ -138,6 +138,7 @@ pub fn tensors(
     dtype: DType,
     backend: &Backend,
 ) -> Result<Vec<(String, Tensor)>> {
+    matrix.expect_rows()?;
     let format = matrix.config().format;
     let Some(levels) = format.levels().filter(|_| FORMATS.contains(&format.name)) else {
         return Err(Error::Unsupported(format!(

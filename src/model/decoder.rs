@@ -1,7 +1,9 @@
 //! The one decoder: embedding, layers of attention and MLP with residuals, final norm, head.
 
 use super::config::ModelConfig;
-use super::module::{Bottleneck, Embedding, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter};
+use super::module::{
+    Bottleneck, Embedding, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter, Weight,
+};
 use super::prompt::Prompt;
 use crate::backend::Backend;
 use crate::dtype::DType;
@@ -206,6 +208,24 @@ impl Model {
             .collect();
         all.push(&mut self.head);
         all
+    }
+
+    /// Puts quantized weights into the backend's layout for products with few rows, one after the other: for models
+    /// that generate text and are not trained or saved. Results keep their bits.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn lay_out_for_decoding(&mut self) -> Result<()> {
+        if self.dtype != DType::BF16 {
+            return Ok(()); // products in f32 have kernels for rows alone
+        }
+        let backend = self.backend.clone();
+        for linear in self.linears_mut() {
+            if let Parameter::Frozen(Weight::Quantized(matrix)) = &mut linear.weight {
+                *matrix = backend.lay_out_for_decoding(matrix)?;
+            }
+        }
+        Ok(())
     }
 
     /// All base parameters by their Hugging Face names, in the order of [`Model::modules`]. A tied head is

@@ -2,7 +2,8 @@
 //!
 //! A matrix `[rows, cols]` is cut into blocks with a scale each; an element is `(level of its code - zero
 //! point) * scale`, computed in f32 and rounded once to the type that is asked for. Codes lie row-major, so a
-//! file of bitsandbytes is used in place, and all devices share one layout.
+//! file of bitsandbytes is used in place, and all devices share one layout; for generating text, a backend may have
+//! one of its own ([`Layout`]).
 
 pub mod double_quant;
 pub mod dynamic_map;
@@ -287,6 +288,15 @@ pub enum Scales {
     },
 }
 
+/// The order of codes and constants in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Row-major.
+    Rows,
+    /// As the CPU's products with few rows read them (`cpu/panels.h`).
+    Panels,
+}
+
 /// A quantized matrix; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Quantized {
@@ -297,6 +307,7 @@ pub struct Quantized {
 struct Parts {
     config: QuantConfig,
     shape: [usize; 2],
+    layout: Layout,
     codes: Tensor,
     scales: Scales,
     zeros: Option<Tensor>,
@@ -357,7 +368,33 @@ impl Quantized {
             return Err(Error::shape("quantized", "zero points do not fit the format"));
         }
         let config = QuantConfig { double_quant: matches!(scales, Scales::Nested { .. }), ..config };
-        Ok(Quantized { inner: Arc::new(Parts { config, shape, codes, scales, zeros, dtype }) })
+        let layout = Layout::Rows;
+        Ok(Quantized { inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, dtype }) })
+    }
+
+    /// The same matrix with codes and constants in another order.
+    pub(crate) fn laid_out(&self, layout: Layout, codes: Tensor, scales: Tensor, zeros: Option<Tensor>) -> Self {
+        let (config, shape, dtype) = (self.config(), *self.shape(), self.dtype());
+        let scales = Scales::Plain(scales);
+        Quantized { inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, dtype }) }
+    }
+
+    /// The order of codes and constants in memory.
+    pub fn layout(&self) -> Layout {
+        self.inner.layout
+    }
+
+    /// Fails unless codes and constants lie row by row.
+    ///
+    /// # Errors
+    /// As said.
+    pub(crate) fn expect_rows(&self) -> Result<()> {
+        match self.layout() {
+            Layout::Rows => Ok(()),
+            Layout::Panels => Err(Error::Unsupported(
+                "expected a quantized matrix as it was loaded, found one laid out for decoding; load the model again".into(),
+            )),
+        }
     }
 
     /// The settings it was made with.

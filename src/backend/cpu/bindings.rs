@@ -18,6 +18,7 @@ pub struct quantized {
     pub block_cols: usize,
     pub blocks_per_row: usize,
     pub format: i32,
+    pub panels: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -41,6 +42,7 @@ const _: () = {
     ["Offset of field: quantized::blocks_per_row"]
         [::core::mem::offset_of!(quantized, blocks_per_row) - 96usize];
     ["Offset of field: quantized::format"][::core::mem::offset_of!(quantized, format) - 104usize];
+    ["Offset of field: quantized::panels"][::core::mem::offset_of!(quantized, panels) - 108usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -353,6 +355,9 @@ pub struct kernel_table {
             last: usize,
         ) -> i32,
     >,
+    pub lay_out_panels: ::core::option::Option<
+        unsafe extern "C" fn(to: *const quantized, from: *const quantized, first: usize, last: usize) -> i32,
+    >,
     pub dequantize_row: ::core::option::Option<
         unsafe extern "C" fn(q: *const quantized, row: usize, out: *mut ::core::ffi::c_void, out_type: i32),
     >,
@@ -596,7 +601,7 @@ pub struct kernel_table {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 352usize];
+    ["Size of kernel_table"][::core::mem::size_of::<kernel_table>() - 360usize];
     ["Alignment of kernel_table"][::core::mem::align_of::<kernel_table>() - 8usize];
     ["Offset of field: kernel_table::isa"][::core::mem::offset_of!(kernel_table, isa) - 0usize];
     ["Offset of field: kernel_table::gemm_mr"][::core::mem::offset_of!(kernel_table, gemm_mr) - 8usize];
@@ -622,49 +627,51 @@ const _: () = {
     ["Offset of field: kernel_table::attention_backward"]
         [::core::mem::offset_of!(kernel_table, attention_backward) - 104usize];
     ["Offset of field: kernel_table::quantize"][::core::mem::offset_of!(kernel_table, quantize) - 112usize];
+    ["Offset of field: kernel_table::lay_out_panels"]
+        [::core::mem::offset_of!(kernel_table, lay_out_panels) - 120usize];
     ["Offset of field: kernel_table::dequantize_row"]
-        [::core::mem::offset_of!(kernel_table, dequantize_row) - 120usize];
-    ["Offset of field: kernel_table::rms_norm"][::core::mem::offset_of!(kernel_table, rms_norm) - 128usize];
+        [::core::mem::offset_of!(kernel_table, dequantize_row) - 128usize];
+    ["Offset of field: kernel_table::rms_norm"][::core::mem::offset_of!(kernel_table, rms_norm) - 136usize];
     ["Offset of field: kernel_table::rms_norm_dx"]
-        [::core::mem::offset_of!(kernel_table, rms_norm_dx) - 136usize];
+        [::core::mem::offset_of!(kernel_table, rms_norm_dx) - 144usize];
     ["Offset of field: kernel_table::rms_norm_dweight"]
-        [::core::mem::offset_of!(kernel_table, rms_norm_dweight) - 144usize];
+        [::core::mem::offset_of!(kernel_table, rms_norm_dweight) - 152usize];
     ["Offset of field: kernel_table::layer_norm"]
-        [::core::mem::offset_of!(kernel_table, layer_norm) - 152usize];
+        [::core::mem::offset_of!(kernel_table, layer_norm) - 160usize];
     ["Offset of field: kernel_table::layer_norm_dx"]
-        [::core::mem::offset_of!(kernel_table, layer_norm_dx) - 160usize];
+        [::core::mem::offset_of!(kernel_table, layer_norm_dx) - 168usize];
     ["Offset of field: kernel_table::layer_norm_dweight"]
-        [::core::mem::offset_of!(kernel_table, layer_norm_dweight) - 168usize];
+        [::core::mem::offset_of!(kernel_table, layer_norm_dweight) - 176usize];
     ["Offset of field: kernel_table::column_products"]
-        [::core::mem::offset_of!(kernel_table, column_products) - 176usize];
+        [::core::mem::offset_of!(kernel_table, column_products) - 184usize];
     ["Offset of field: kernel_table::scale_columns"]
-        [::core::mem::offset_of!(kernel_table, scale_columns) - 184usize];
-    ["Offset of field: kernel_table::softcap"][::core::mem::offset_of!(kernel_table, softcap) - 192usize];
+        [::core::mem::offset_of!(kernel_table, scale_columns) - 192usize];
+    ["Offset of field: kernel_table::softcap"][::core::mem::offset_of!(kernel_table, softcap) - 200usize];
     ["Offset of field: kernel_table::softcap_backward"]
-        [::core::mem::offset_of!(kernel_table, softcap_backward) - 200usize];
-    ["Offset of field: kernel_table::rsqrt"][::core::mem::offset_of!(kernel_table, rsqrt) - 208usize];
+        [::core::mem::offset_of!(kernel_table, softcap_backward) - 208usize];
+    ["Offset of field: kernel_table::rsqrt"][::core::mem::offset_of!(kernel_table, rsqrt) - 216usize];
     ["Offset of field: kernel_table::column_sums"]
-        [::core::mem::offset_of!(kernel_table, column_sums) - 216usize];
-    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 224usize];
+        [::core::mem::offset_of!(kernel_table, column_sums) - 224usize];
+    ["Offset of field: kernel_table::rope"][::core::mem::offset_of!(kernel_table, rope) - 232usize];
     ["Offset of field: kernel_table::activation"]
-        [::core::mem::offset_of!(kernel_table, activation) - 232usize];
+        [::core::mem::offset_of!(kernel_table, activation) - 240usize];
     ["Offset of field: kernel_table::activation_backward"]
-        [::core::mem::offset_of!(kernel_table, activation_backward) - 240usize];
-    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 248usize];
+        [::core::mem::offset_of!(kernel_table, activation_backward) - 248usize];
+    ["Offset of field: kernel_table::gated"][::core::mem::offset_of!(kernel_table, gated) - 256usize];
     ["Offset of field: kernel_table::gated_backward"]
-        [::core::mem::offset_of!(kernel_table, gated_backward) - 256usize];
-    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 264usize];
+        [::core::mem::offset_of!(kernel_table, gated_backward) - 264usize];
+    ["Offset of field: kernel_table::dropout"][::core::mem::offset_of!(kernel_table, dropout) - 272usize];
     ["Offset of field: kernel_table::cross_entropy"]
-        [::core::mem::offset_of!(kernel_table, cross_entropy) - 272usize];
-    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 280usize];
-    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 288usize];
-    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 296usize];
+        [::core::mem::offset_of!(kernel_table, cross_entropy) - 280usize];
+    ["Offset of field: kernel_table::add"][::core::mem::offset_of!(kernel_table, add) - 288usize];
+    ["Offset of field: kernel_table::scale"][::core::mem::offset_of!(kernel_table, scale) - 296usize];
+    ["Offset of field: kernel_table::cast"][::core::mem::offset_of!(kernel_table, cast) - 304usize];
     ["Offset of field: kernel_table::sum_squares"]
-        [::core::mem::offset_of!(kernel_table, sum_squares) - 304usize];
-    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 312usize];
+        [::core::mem::offset_of!(kernel_table, sum_squares) - 312usize];
+    ["Offset of field: kernel_table::adamw"][::core::mem::offset_of!(kernel_table, adamw) - 320usize];
     ["Offset of field: kernel_table::adamw_8bit"]
-        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 320usize];
-    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 328usize];
-    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 336usize];
-    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 344usize];
+        [::core::mem::offset_of!(kernel_table, adamw_8bit) - 328usize];
+    ["Offset of field: kernel_table::lion"][::core::mem::offset_of!(kernel_table, lion) - 336usize];
+    ["Offset of field: kernel_table::sgd"][::core::mem::offset_of!(kernel_table, sgd) - 344usize];
+    ["Offset of field: kernel_table::peak"][::core::mem::offset_of!(kernel_table, peak) - 352usize];
 };

@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Row tiles per job, so that a job's accumulators stay in the second-level cache.
 const TILES_PER_JOB: usize = 40;
 
-/// Products of at most this many rows are computed from registers (`cpu/gemv.h`), two panels at a time.
+/// Products of at most this many rows are computed from registers (`cpu/gemv.h`), a panel at a time.
 const FEW_ROWS: usize = 4;
 
 /// Products below this many multiplications run on the calling thread.
@@ -221,7 +221,7 @@ impl Cpu {
         });
     }
 
-    /// Products of few rows, all at once: each thread takes its share of every one's panels, by twos.
+    /// Products of few rows, all at once: each thread takes its share of every one's panels.
     fn run_few_rows(&self, products: &[Prepared<'_>]) {
         let width = self.table.gemm_nr;
         // By product: its arguments, panels, and jobs of a thread.
@@ -230,13 +230,13 @@ impl Cpu {
             .map(|product| {
                 let panels = product.args.n.div_ceil(width);
                 let args = Shared(std::ptr::from_ref(&product.args).cast_mut());
-                (args, panels, panels.div_ceil(self.threads).div_ceil(2))
+                (args, panels, panels.div_ceil(self.threads))
             })
             .collect();
         let jobs: usize = parts.iter().map(|(_, _, jobs)| jobs).sum();
         let rows = products.iter().map(|product| product.args.m).max().unwrap_or(0);
         // SAFETY: a pure function of its arguments.
-        let floats = |_| unsafe { kernel!(self, gemm_scratch)(rows, 2, 0, self.tiles(rows)) };
+        let floats = |_| unsafe { kernel!(self, gemm_scratch)(rows, 1, 0, self.tiles(rows)) };
         let work: usize = products.iter().map(|product| product.work).sum();
         self.run_with_scratch(self.threads * jobs, work < SERIAL_WORK, floats, |i, scratch| {
             let (thread, mut job) = (i / jobs, i % jobs);
@@ -246,14 +246,13 @@ impl Cpu {
                     continue;
                 }
                 let (from, end) = (thread * panels / self.threads, (thread + 1) * panels / self.threads);
-                let start = end.min(from + 2 * job);
-                let count = 2.min(end - start);
-                if count > 0 {
+                let panel = from + job;
+                if panel < end {
                     // SAFETY: the jobs' column panels are disjoint; operands were checked; the products outlive
                     // the jobs.
                     unsafe {
                         let tiles = self.tiles((*args.at(0)).m);
-                        kernel!(self, gemm_panels)(args.at(0), start * width, count, 0, tiles, scratch);
+                        kernel!(self, gemm_panels)(args.at(0), panel * width, 1, 0, tiles, scratch);
                     }
                 }
                 return;

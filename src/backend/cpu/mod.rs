@@ -282,6 +282,10 @@ impl Kernels for Cpu {
         self.run_dequantize(out, x)
     }
 
+    fn lay_out_for_decoding(&self, x: &Quantized) -> Result<Quantized> {
+        self.run_lay_out(x)
+    }
+
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
         self.run_gather(out, x, rows)
     }

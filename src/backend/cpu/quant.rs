@@ -8,7 +8,7 @@ use crate::backend::quantized::{format_code, upload_nested};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
-use crate::quant::{Codes, Geometry, QuantConfig, Quantized, Scales};
+use crate::quant::{Codes, Geometry, Layout, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,12 +32,14 @@ fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quanti
         block_cols: geometry.block_cols,
         blocks_per_row: geometry.blocks_per_row,
         format: format_code(config.format.codes),
+        panels: 0,
     }
 }
 
 /// The matrix as the C kernels see it, for reading; it lives no longer than `x`.
 pub(super) fn view(x: &Quantized) -> quantized {
     let mut view = layout(&x.config(), *x.shape(), x.geometry());
+    view.panels = i32::from(x.layout() == Layout::Panels);
     view.codes = x.codes().host_bytes().cast_mut();
     match x.scales() {
         Scales::Plain(scales) => view.scales = scales.host_bytes().cast::<f32>().cast_mut(),
@@ -52,7 +54,44 @@ pub(super) fn view(x: &Quantized) -> quantized {
     view
 }
 
+/// Rows and columns of which a panel's parts are made (`cpu/panels.h`).
+const PANEL: usize = 32;
+
 impl Cpu {
+    /// The matrix in panels if its format, shape and scales, and the instruction set, allow it.
+    pub(super) fn run_lay_out(&self, x: &Quantized) -> Result<Quantized> {
+        let ([rows, cols], geometry) = (*x.shape(), x.geometry());
+        let whole = rows.is_multiple_of(PANEL) && cols.is_multiple_of(PANEL) && rows * cols > 0;
+        let blocks = geometry.block_rows == 0 && cols.is_multiple_of(geometry.block_cols);
+        if x.config().format.bits() != 4 || x.layout() != Layout::Rows || !whole || !blocks {
+            return Ok(x.clone());
+        }
+        let mut codes = self.empty(&[x.codes().elements()], DType::U8)?;
+        let mut scales = self.empty(&[geometry.count], DType::F32)?;
+        let mut zeros = x.zeros().map(|z| self.empty(z.shape(), DType::U8)).transpose()?;
+        let from = view(x);
+        let mut to = layout(&x.config(), *x.shape(), geometry);
+        to.codes = codes.host_mut()?;
+        to.scales = scales.host_mut()?;
+        if let Some(zeros) = &mut zeros {
+            to.zeros = zeros.host_mut()?;
+        }
+        let takes = AtomicBool::new(true);
+        let (to, from) = (Shared(std::ptr::from_mut(&mut to)), Shared(std::ptr::from_ref(&from).cast_mut()));
+        let (panels, per_job) = (rows / PANEL, (GRAIN / (PANEL * cols)).max(1));
+        self.run(panels.div_ceil(per_job), |job| {
+            let (first, last) = (job * per_job, ((job + 1) * per_job).min(panels));
+            // SAFETY: each job writes its own panels, which are whole; the sizes follow from the geometry.
+            if unsafe { kernel!(self, lay_out_panels)(to.at(0), from.at(0), first, last) } == 0 {
+                takes.store(false, Ordering::Relaxed);
+            }
+        });
+        if !takes.into_inner() {
+            return Ok(x.clone());
+        }
+        Ok(x.laid_out(Layout::Panels, codes, scales, zeros))
+    }
+
     pub(super) fn run_quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
         config.check()?;
         ensure(x.dtype().is_float(), "quantize", || format!("expected floats, found {}", x.dtype()))?;

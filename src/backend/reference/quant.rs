@@ -84,6 +84,7 @@ pub fn values<R: Real>(backend: &Reference<R>, x: &Quantized) -> Result<Vec<R>> 
         bytes(tensor)
             .map(|data| data.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>).collect::<Vec<_>>())
     };
+    x.expect_rows()?;
     let scales = match x.scales() {
         Scales::Plain(scales) => floats(scales)?,
         Scales::Nested { codes, absmax, map, offset } => {
