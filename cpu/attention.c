@@ -60,6 +60,11 @@ INLINE size_t first_seen(const struct attention_args *g, size_t visible) {
     return g->window && visible > g->window ? visible - g->window : 0;
 }
 
+// The keys before and at a query.
+INLINE size_t visible_to(const struct attention_args *g, size_t query) {
+    return g->one_token ? g->k_len : query + 1 + g->k_len - g->q_len;
+}
+
 // Keys beyond a window are left out by so many at a time, whatever the instruction set: a multiple of every NR.
 #define KEY_BLOCK 32
 
@@ -126,9 +131,9 @@ static int all_finite(const float *x, size_t ld, size_t rows, size_t cols) {
 static void product_by_rows(const struct attention_args *g, float *o, size_t dim, size_t row, size_t m, const float *e,
                             size_t e_ld, size_t from, uint32_t *packed, uint32_t *a_buffer) {
     int bf16 = g->type == TYPE_BF16;
-    size_t d = g->head_dim, past = g->k_len - g->q_len;
+    size_t d = g->head_dim;
     for (size_t i = 0; i < m; i++) {
-        size_t visible = row + i + past + 1, unseen = first_seen(g, visible), n = visible - unseen;
+        size_t visible = visible_to(g, row + i), unseen = first_seen(g, visible), n = visible - unseen;
         pack_b(packed, operand(at(g->v, unseen * g->k_ld, g->type), g->k_ld, g->type, 0), d, n, bf16);
         product(o + i * dim, dim, 1, d, n, operand(at(e + i * e_ld, unseen - from, g->type), n, g->type, 0), packed,
                 units(n, bf16), 1, bf16, a_buffer);
@@ -137,8 +142,8 @@ static void product_by_rows(const struct attention_args *g, float *o, size_t dim
 
 static void attention(const struct attention_args *g, size_t first, size_t last, float *scratch) {
     int bf16 = g->type == TYPE_BF16, type = g->type;
-    size_t d = g->head_dim, past = g->k_len - g->q_len, lowest = first_needed(g, first + past + 1);
-    size_t packed = last + past - lowest; // keys from the lowest on
+    size_t d = g->head_dim, lowest = first_needed(g, visible_to(g, first));
+    size_t packed = visible_to(g, last - 1) - lowest; // keys from the lowest on
     size_t keys = round_up(g->k_len, NR), dim = round_up(d, NR), d_ku = units(d, bf16), k_ku = units(packed, bf16);
     uint32_t *kt = (uint32_t *)scratch;
     uint32_t *v = kt + keys * dim;
@@ -149,15 +154,15 @@ static void attention(const struct attention_args *g, size_t first, size_t last,
     pack_b(kt, operand(at(g->k, lowest * g->k_ld, type), g->k_ld, type, 1), packed, d, bf16);
     pack_b(v, values, d, packed, bf16);
     for (size_t row = first; row < last; row += MR) {
-        size_t m = min_size(MR, last - row), visible_all = row + m + past, end = round_up(visible_all, LANES);
-        size_t from = first_needed(g, row + past + 1), n = visible_all - from;
+        size_t m = min_size(MR, last - row), visible_all = visible_to(g, row + m - 1), end = round_up(visible_all, LANES);
+        size_t from = first_needed(g, visible_to(g, row)), n = visible_all - from;
         float *e = s + from;
         product(e, keys, m, n, d, operand(at(g->q, row * g->q_ld, type), g->q_ld, type, 0), kt + (from - lowest) * d_ku,
                 d_ku, 1, bf16, a_buffer);
         float sums[MR];
         for (size_t i = 0; i < m; i++) {
             float max;
-            sums[i] = softmax_row(g, s + i * keys, row + i + past + 1, from, end, &max);
+            sums[i] = softmax_row(g, s + i * keys, visible_to(g, row + i), from, end, &max);
             g->lse[(row + i) * g->lse_ld] = max + s_log(sums[i]);
         }
         if (bf16) round_rows(e, m, keys, end - from);

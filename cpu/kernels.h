@@ -72,6 +72,7 @@ struct attention_args {
     const void *q, *k, *v; // first row of this sequence and head
     size_t q_ld, k_ld;
     size_t q_len, k_len, head_dim;
+    int32_t one_token; // forward only: the queries are a token's heads that share k and v, and see all keys
     float scale;
     float softcap;  // 0: none
     size_t window;  // keys a query sees at most, itself among them; 0: all

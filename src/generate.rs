@@ -265,11 +265,12 @@ fn choose(
         ));
     }
     // Likeliest first; equal scores by token id, as argmax takes them.
+    if config.temperature == 0.0 {
+        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        return Ok(scores.iter().position(|score| *score == top).unwrap_or(0) as u32);
+    }
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     let by_score = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-    if config.temperature == 0.0 {
-        return Ok(order.into_iter().min_by(by_score).unwrap_or(0));
-    }
     order.sort_unstable_by(by_score);
     if config.top_k > 0 {
         order.truncate(config.top_k);

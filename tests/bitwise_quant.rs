@@ -170,9 +170,16 @@ fn products_of_matrices_laid_out_for_decoding() {
                 for dtype in [DType::F32, DType::BF16] {
                     let [a, b] = [&w, &laid_out].map(|w| bytes(&backend, &dequantized(&backend, w, dtype)));
                     assert!(a == b, "{context} to {dtype}");
-                    for (rows, transposed) in
-                        [(1, true), (2, true), (3, true), (4, true), (5, true), (45, true), (1, false), (45, false)]
-                    {
+                    for (rows, transposed) in [
+                        (1, true),
+                        (2, true),
+                        (3, true),
+                        (4, true),
+                        (5, true),
+                        (45, true),
+                        (1, false),
+                        (45, false),
+                    ] {
                         let k = if transposed { shape[1] } else { shape[0] };
                         let a = random(&backend, [rows, k], dtype, &mut values);
                         let [found, expected] = [&laid_out, &w].map(|matrix| {

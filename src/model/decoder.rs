@@ -210,8 +210,9 @@ impl Model {
         all
     }
 
-    /// Puts quantized weights into the backend's layout for products with few rows, one after the other: for models
-    /// that generate text and are not trained or saved. Results keep their bits.
+    /// Puts quantized weights into the backend's layout for products with few rows, one after the other, and a head in
+    /// a mapped file into memory, whose larger pages are read faster: for models that generate text and are not trained
+    /// or saved. Results keep their bits.
     ///
     /// # Errors
     /// When memory can't be had.
@@ -220,6 +221,14 @@ impl Model {
             return Ok(()); // products in f32 have kernels for rows alone
         }
         let backend = self.backend.clone();
+        if let Parameter::Frozen(Weight::Dense(head)) = &mut self.head.weight
+            && head.is_mapped()
+        {
+            let mut copy = backend.empty(head.shape(), DType::BF16)?;
+            backend.cast(&mut copy, head)?;
+            head.release_pages();
+            *head = copy;
+        }
         for linear in self.linears_mut() {
             if let Parameter::Frozen(Weight::Quantized(matrix)) = &mut linear.weight {
                 *matrix = backend.lay_out_for_decoding(matrix)?;

@@ -373,7 +373,13 @@ impl Quantized {
     }
 
     /// The same matrix with codes and constants in another order.
-    pub(crate) fn laid_out(&self, layout: Layout, codes: Tensor, scales: Tensor, zeros: Option<Tensor>) -> Self {
+    pub(crate) fn laid_out(
+        &self,
+        layout: Layout,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Option<Tensor>,
+    ) -> Self {
         let (config, shape, dtype) = (self.config(), *self.shape(), self.dtype());
         let scales = Scales::Plain(scales);
         Quantized { inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, dtype }) }

@@ -39,6 +39,7 @@ impl Operands {
             q_len: s.q_len,
             k_len: s.k_len,
             head_dim: shape.head_dim,
+            one_token: 0,
             scale: shape.scale,
             softcap: shape.softcap.unwrap_or(0.0),
             window: shape.window.unwrap_or(0),
@@ -83,21 +84,30 @@ impl Cpu {
             k_cols: k.cols(),
             dtype,
         };
+        // A single query's heads that share keys and values are one job, which packs those once.
+        let group = shape.n_heads / shape.n_kv_heads;
         let mut jobs = Vec::new();
         for (i, s) in shape.sequences.iter().enumerate() {
             // Late queries see more keys: hand them out first.
             for first in (0..s.q_len).step_by(QUERIES_PER_JOB).rev() {
-                jobs.extend((0..shape.n_heads).map(|head| (i, head, first)));
+                let heads = if s.q_len == 1 { group } else { 1 };
+                jobs.extend((0..shape.n_heads).step_by(heads).map(|head| (i, head, first)));
             }
         }
         let floats = |job: usize| self.attention_floats(&shape.sequences[jobs[job].0], shape, false);
         self.run_with_scratch(jobs.len(), false, floats, |job, scratch| {
             let (i, head, first) = jobs[job];
             let s = &shape.sequences[i];
-            let args = operands.args(shape, s, head);
+            let mut args = operands.args(shape, s, head);
+            let mut last = (first + QUERIES_PER_JOB).min(s.q_len);
+            if s.q_len == 1 {
+                last = group;
+                (args.one_token, args.q_len) = (1, group);
+                (args.q_ld, args.out_ld, args.lse_ld) = (shape.head_dim, shape.head_dim, 1);
+            }
             // SAFETY: jobs write disjoint rows and columns of `out` and `lse`; ranges were checked.
             unsafe {
-                kernel!(self, attention)(&args, first, (first + QUERIES_PER_JOB).min(s.q_len), scratch);
+                kernel!(self, attention)(&args, first, last, scratch);
             }
         });
         Ok(())

@@ -145,6 +145,7 @@ pub struct attention_args {
     pub q_len: usize,
     pub k_len: usize,
     pub head_dim: usize,
+    pub one_token: i32,
     pub scale: f32,
     pub softcap: f32,
     pub window: usize,
@@ -160,7 +161,7 @@ pub struct attention_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_args"][::core::mem::size_of::<attention_args>() - 152usize];
+    ["Size of attention_args"][::core::mem::size_of::<attention_args>() - 160usize];
     ["Alignment of attention_args"][::core::mem::align_of::<attention_args>() - 8usize];
     ["Offset of field: attention_args::q"][::core::mem::offset_of!(attention_args, q) - 0usize];
     ["Offset of field: attention_args::k"][::core::mem::offset_of!(attention_args, k) - 8usize];
@@ -171,18 +172,20 @@ const _: () = {
     ["Offset of field: attention_args::k_len"][::core::mem::offset_of!(attention_args, k_len) - 48usize];
     ["Offset of field: attention_args::head_dim"]
         [::core::mem::offset_of!(attention_args, head_dim) - 56usize];
-    ["Offset of field: attention_args::scale"][::core::mem::offset_of!(attention_args, scale) - 64usize];
-    ["Offset of field: attention_args::softcap"][::core::mem::offset_of!(attention_args, softcap) - 68usize];
-    ["Offset of field: attention_args::window"][::core::mem::offset_of!(attention_args, window) - 72usize];
-    ["Offset of field: attention_args::type_"][::core::mem::offset_of!(attention_args, type_) - 80usize];
-    ["Offset of field: attention_args::out"][::core::mem::offset_of!(attention_args, out) - 88usize];
-    ["Offset of field: attention_args::out_ld"][::core::mem::offset_of!(attention_args, out_ld) - 96usize];
-    ["Offset of field: attention_args::lse"][::core::mem::offset_of!(attention_args, lse) - 104usize];
-    ["Offset of field: attention_args::lse_ld"][::core::mem::offset_of!(attention_args, lse_ld) - 112usize];
-    ["Offset of field: attention_args::dout"][::core::mem::offset_of!(attention_args, dout) - 120usize];
-    ["Offset of field: attention_args::dq"][::core::mem::offset_of!(attention_args, dq) - 128usize];
-    ["Offset of field: attention_args::dk"][::core::mem::offset_of!(attention_args, dk) - 136usize];
-    ["Offset of field: attention_args::dv"][::core::mem::offset_of!(attention_args, dv) - 144usize];
+    ["Offset of field: attention_args::one_token"]
+        [::core::mem::offset_of!(attention_args, one_token) - 64usize];
+    ["Offset of field: attention_args::scale"][::core::mem::offset_of!(attention_args, scale) - 68usize];
+    ["Offset of field: attention_args::softcap"][::core::mem::offset_of!(attention_args, softcap) - 72usize];
+    ["Offset of field: attention_args::window"][::core::mem::offset_of!(attention_args, window) - 80usize];
+    ["Offset of field: attention_args::type_"][::core::mem::offset_of!(attention_args, type_) - 88usize];
+    ["Offset of field: attention_args::out"][::core::mem::offset_of!(attention_args, out) - 96usize];
+    ["Offset of field: attention_args::out_ld"][::core::mem::offset_of!(attention_args, out_ld) - 104usize];
+    ["Offset of field: attention_args::lse"][::core::mem::offset_of!(attention_args, lse) - 112usize];
+    ["Offset of field: attention_args::lse_ld"][::core::mem::offset_of!(attention_args, lse_ld) - 120usize];
+    ["Offset of field: attention_args::dout"][::core::mem::offset_of!(attention_args, dout) - 128usize];
+    ["Offset of field: attention_args::dq"][::core::mem::offset_of!(attention_args, dq) - 136usize];
+    ["Offset of field: attention_args::dk"][::core::mem::offset_of!(attention_args, dk) - 144usize];
+    ["Offset of field: attention_args::dv"][::core::mem::offset_of!(attention_args, dv) - 152usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
