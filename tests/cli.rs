@@ -136,10 +136,10 @@ fn train_many_and_generate_rows() {
     }
     for (jobs, parts) in [
         ("max_steps = 1\n", ["jobs.toml", "table for each job"]),
-        ("[a]\nr = 2\n", ["`data`", "expected a file"]),
+        ("[a]\nr = 2\n", ["`a.data`", "expected a file"]),
         ("[a]\nlerning_rate = 1.0\n", ["lerning_rate", "did you mean `learning_rate`?"]),
         ("[a]\ndtype = \"bf16\"\n", ["`a.dtype`", "the same for all jobs"]),
-        ("[a]\nr = \"many\"\n", ["`a.flags`", "many"]),
+        ("[a]\ndata = \"DATA\"\nr = \"many\"\n", ["`a.flags`", "many"]),
         ("dat = 1\n[a]\nr = 2\n", ["`dat`", "train-many"]),
         ("[a]\ndata = \"DATA\"\nmethod = \"ia3\"\n", ["`a`", "`ia3` can't be trained beside others"]),
         ("[a]\ndata = \"DATA\"\nuse_dora = true\n", ["`a`", "DoRA"]),

@@ -142,6 +142,9 @@ fn read_job(
     words.extend(shared.iter().map(OsString::from));
     words.extend(flags(path, table, "train")?.into_iter().map(OsString::from));
     words.extend(given.iter().cloned());
+    if !words.iter().any(|word| word.to_string_lossy().starts_with("--data")) {
+        return fail("data", "expected a file here or above the tables, found none".into());
+    }
     words.extend(["--output".into(), output.clone().into_os_string()]);
     let train = match Cli::try_parse_from(words).map(|cli| cli.command) {
         Ok(Some(Command::Train(train))) => *train,
