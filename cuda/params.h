@@ -130,8 +130,8 @@ struct rope_params {
     int32_t interleaved, inverse;
 };
 
-// A weight's element type at run time.
-enum element_type { TYPE_F32, TYPE_BF16, TYPE_F16 };
+// An operand's element type at run time.
+enum element_type { TYPE_F32, TYPE_BF16, TYPE_F16, TYPE_QUANTIZED };
 
 // rms_norm_{f32,bf16}, layer_norm_{f32,bf16}: rows of cols; stats: rstd, or mean and rstd of each row
 struct norm_params {
@@ -258,6 +258,8 @@ struct quantized_matrix {
     float levels[16]; // of codes of four bits
     uint64_t rows, cols, block_rows, block_cols, blocks_per_row;
     int32_t format; // 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2
+    // log2 of block_rows and block_cols, 63 for blocks as long as a row.
+    int32_t block_rows_shift, block_cols_shift;
 };
 
 // quantize_{f32,bf16,f16}: a warp for each block; see struct quantizer of cpu/kernels.h
@@ -276,6 +278,43 @@ struct quantize_params {
 struct dequantize_params {
     struct quantized_matrix q;
     void *out;
+};
+
+// A matrix as it is stored: rows of `ld` elements.
+struct gemm_operand {
+    const void *data; // null if quantized
+    uint64_t ld;
+    int32_t type;
+    int32_t transposed; // the operand is the transpose of what is stored
+};
+
+// a [m, k] times b [k, n]
+struct gemm_term {
+    struct gemm_operand a, b;
+    struct quantized_matrix quantized; // what b is if its type is TYPE_QUANTIZED
+    uint64_t k;                        // not 0
+};
+
+// out [m, n] = scale * (out if accumulate + sum of a b over the terms) + bias [n] or null
+#define GEMM_MAX_TERMS 4
+#define GEMM_MAX_PROBLEMS 4
+struct gemm_problem {
+    void *out;
+    const void *bias;
+    uint32_t m, n, n_terms;
+    uint32_t first_block; // of the grid
+    int32_t out_type, bias_type, accumulate;
+    float scale;
+    struct gemm_term terms[GEMM_MAX_TERMS];
+};
+
+// gemm_{bf16,decoded}_{16x32,64x64,128x128}_{nt,nn}, gemm_bf16_{16x32,64x64,128x128}_tn, gemv_{8x32,16x32,32x32},
+// gemm_any_bf16, gemm_f32
+struct gemm_params {
+    uint32_t n_problems;
+    uint32_t code_bits;   // of an element of the operands that are decoded
+    uint32_t pair_copies; // log2 of the copies of the table of pairs in shared memory
+    struct gemm_problem problems[GEMM_MAX_PROBLEMS];
 };
 
 #endif

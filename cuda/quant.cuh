@@ -14,15 +14,19 @@ __device__ __forceinline__ float small_float(uint32_t code, int fraction, float 
     return __uint_as_float((code & 0x80) << 24 | __float_as_uint(magnitude));
 }
 
+// The level of a code of eight bits.
+__device__ __forceinline__ float level_of_byte(uint32_t code, int format) {
+    if (format == CODES_E4M3) return small_float(code, 3, 0x1p120f);
+    if (format == CODES_E5M2) return small_float(code, 2, 0x1p112f);
+    // 2^23 + 128 + the number, as the bits of a float.
+    return __uint_as_float(0x4b000000u | (code ^ 0x80)) - 8388736.0f;
+}
+
 // The level of an element of the flat matrix.
 __device__ __forceinline__ float level_of(const quantized_matrix &q, uint64_t element) {
-    if (q.format == CODES_4BIT) {
-        uint32_t pair = q.codes[element / 2];
-        return q.levels[element % 2 ? pair & 15 : pair >> 4];
-    }
-    uint32_t code = q.codes[element];
-    if (q.format == CODES_INT8) return (float)(int8_t)code;
-    return q.format == CODES_E4M3 ? small_float(code, 3, 0x1p120f) : small_float(code, 2, 0x1p112f);
+    if (q.format != CODES_4BIT) return level_of_byte(q.codes[element], q.format);
+    uint32_t pair = q.codes[element / 2];
+    return q.levels[element % 2 ? pair & 15 : pair >> 4];
 }
 
 __device__ __forceinline__ float scale_of(const quantized_matrix &q, uint64_t block) {
@@ -31,8 +35,8 @@ __device__ __forceinline__ float scale_of(const quantized_matrix &q, uint64_t bl
 }
 
 __device__ __forceinline__ uint64_t block_of(const quantized_matrix &q, uint64_t row, uint64_t col) {
-    if (q.block_rows == 0) return (row * q.cols + col) / q.block_cols;
-    return row / q.block_rows * q.blocks_per_row + col / q.block_cols;
+    if (q.block_rows == 0) return (row * q.cols + col) >> q.block_cols_shift;
+    return (row >> q.block_rows_shift) * q.blocks_per_row + (col >> q.block_cols_shift);
 }
 
 // One element as f32.

@@ -1,6 +1,8 @@
 // Made from cuda/params.h by tools/regenerate_bindings.sh; do not edit.
 
 pub const SUM_BLOCK: u32 = 4096;
+pub const GEMM_MAX_TERMS: u32 = 4;
+pub const GEMM_MAX_PROBLEMS: u32 = 4;
 pub const FAULT_GATHER_ROWS: fault = 1;
 pub const FAULT_SCATTER_ADD_ROWS: fault = 2;
 pub const FAULT_ROPE: fault = 4;
@@ -278,6 +280,7 @@ const _: () = {
 pub const TYPE_F32: element_type = 0;
 pub const TYPE_BF16: element_type = 1;
 pub const TYPE_F16: element_type = 2;
+pub const TYPE_QUANTIZED: element_type = 3;
 pub type element_type = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -643,10 +646,12 @@ pub struct quantized_matrix {
     pub block_cols: u64,
     pub blocks_per_row: u64,
     pub format: i32,
+    pub block_rows_shift: i32,
+    pub block_cols_shift: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of quantized_matrix"][::core::mem::size_of::<quantized_matrix>() - 168usize];
+    ["Size of quantized_matrix"][::core::mem::size_of::<quantized_matrix>() - 176usize];
     ["Alignment of quantized_matrix"][::core::mem::align_of::<quantized_matrix>() - 8usize];
     ["Offset of field: quantized_matrix::codes"][::core::mem::offset_of!(quantized_matrix, codes) - 0usize];
     ["Offset of field: quantized_matrix::scales"][::core::mem::offset_of!(quantized_matrix, scales) - 8usize];
@@ -673,6 +678,10 @@ const _: () = {
         [::core::mem::offset_of!(quantized_matrix, blocks_per_row) - 152usize];
     ["Offset of field: quantized_matrix::format"]
         [::core::mem::offset_of!(quantized_matrix, format) - 160usize];
+    ["Offset of field: quantized_matrix::block_rows_shift"]
+        [::core::mem::offset_of!(quantized_matrix, block_rows_shift) - 164usize];
+    ["Offset of field: quantized_matrix::block_cols_shift"]
+        [::core::mem::offset_of!(quantized_matrix, block_cols_shift) - 168usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -688,19 +697,19 @@ pub struct quantize_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of quantize_params"][::core::mem::size_of::<quantize_params>() - 280usize];
+    ["Size of quantize_params"][::core::mem::size_of::<quantize_params>() - 288usize];
     ["Alignment of quantize_params"][::core::mem::align_of::<quantize_params>() - 8usize];
     ["Offset of field: quantize_params::q"][::core::mem::offset_of!(quantize_params, q) - 0usize];
-    ["Offset of field: quantize_params::x"][::core::mem::offset_of!(quantize_params, x) - 168usize];
-    ["Offset of field: quantize_params::faults"][::core::mem::offset_of!(quantize_params, faults) - 176usize];
-    ["Offset of field: quantize_params::blocks"][::core::mem::offset_of!(quantize_params, blocks) - 184usize];
+    ["Offset of field: quantize_params::x"][::core::mem::offset_of!(quantize_params, x) - 176usize];
+    ["Offset of field: quantize_params::faults"][::core::mem::offset_of!(quantize_params, faults) - 184usize];
+    ["Offset of field: quantize_params::blocks"][::core::mem::offset_of!(quantize_params, blocks) - 192usize];
     ["Offset of field: quantize_params::thresholds"]
-        [::core::mem::offset_of!(quantize_params, thresholds) - 192usize];
-    ["Offset of field: quantize_params::ranks"][::core::mem::offset_of!(quantize_params, ranks) - 252usize];
+        [::core::mem::offset_of!(quantize_params, thresholds) - 200usize];
+    ["Offset of field: quantize_params::ranks"][::core::mem::offset_of!(quantize_params, ranks) - 260usize];
     ["Offset of field: quantize_params::has_thresholds"]
-        [::core::mem::offset_of!(quantize_params, has_thresholds) - 268usize];
+        [::core::mem::offset_of!(quantize_params, has_thresholds) - 276usize];
     ["Offset of field: quantize_params::max_level"]
-        [::core::mem::offset_of!(quantize_params, max_level) - 272usize];
+        [::core::mem::offset_of!(quantize_params, max_level) - 280usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -710,8 +719,93 @@ pub struct dequantize_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of dequantize_params"][::core::mem::size_of::<dequantize_params>() - 176usize];
+    ["Size of dequantize_params"][::core::mem::size_of::<dequantize_params>() - 184usize];
     ["Alignment of dequantize_params"][::core::mem::align_of::<dequantize_params>() - 8usize];
     ["Offset of field: dequantize_params::q"][::core::mem::offset_of!(dequantize_params, q) - 0usize];
-    ["Offset of field: dequantize_params::out"][::core::mem::offset_of!(dequantize_params, out) - 168usize];
+    ["Offset of field: dequantize_params::out"][::core::mem::offset_of!(dequantize_params, out) - 176usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_operand {
+    pub data: *const ::core::ffi::c_void,
+    pub ld: u64,
+    pub type_: i32,
+    pub transposed: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_operand"][::core::mem::size_of::<gemm_operand>() - 24usize];
+    ["Alignment of gemm_operand"][::core::mem::align_of::<gemm_operand>() - 8usize];
+    ["Offset of field: gemm_operand::data"][::core::mem::offset_of!(gemm_operand, data) - 0usize];
+    ["Offset of field: gemm_operand::ld"][::core::mem::offset_of!(gemm_operand, ld) - 8usize];
+    ["Offset of field: gemm_operand::type_"][::core::mem::offset_of!(gemm_operand, type_) - 16usize];
+    ["Offset of field: gemm_operand::transposed"]
+        [::core::mem::offset_of!(gemm_operand, transposed) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_term {
+    pub a: gemm_operand,
+    pub b: gemm_operand,
+    pub quantized: quantized_matrix,
+    pub k: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 232usize];
+    ["Alignment of gemm_term"][::core::mem::align_of::<gemm_term>() - 8usize];
+    ["Offset of field: gemm_term::a"][::core::mem::offset_of!(gemm_term, a) - 0usize];
+    ["Offset of field: gemm_term::b"][::core::mem::offset_of!(gemm_term, b) - 24usize];
+    ["Offset of field: gemm_term::quantized"][::core::mem::offset_of!(gemm_term, quantized) - 48usize];
+    ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 224usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_problem {
+    pub out: *mut ::core::ffi::c_void,
+    pub bias: *const ::core::ffi::c_void,
+    pub m: u32,
+    pub n: u32,
+    pub n_terms: u32,
+    pub first_block: u32,
+    pub out_type: i32,
+    pub bias_type: i32,
+    pub accumulate: i32,
+    pub scale: f32,
+    pub terms: [gemm_term; 4usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_problem"][::core::mem::size_of::<gemm_problem>() - 976usize];
+    ["Alignment of gemm_problem"][::core::mem::align_of::<gemm_problem>() - 8usize];
+    ["Offset of field: gemm_problem::out"][::core::mem::offset_of!(gemm_problem, out) - 0usize];
+    ["Offset of field: gemm_problem::bias"][::core::mem::offset_of!(gemm_problem, bias) - 8usize];
+    ["Offset of field: gemm_problem::m"][::core::mem::offset_of!(gemm_problem, m) - 16usize];
+    ["Offset of field: gemm_problem::n"][::core::mem::offset_of!(gemm_problem, n) - 20usize];
+    ["Offset of field: gemm_problem::n_terms"][::core::mem::offset_of!(gemm_problem, n_terms) - 24usize];
+    ["Offset of field: gemm_problem::first_block"]
+        [::core::mem::offset_of!(gemm_problem, first_block) - 28usize];
+    ["Offset of field: gemm_problem::out_type"][::core::mem::offset_of!(gemm_problem, out_type) - 32usize];
+    ["Offset of field: gemm_problem::bias_type"][::core::mem::offset_of!(gemm_problem, bias_type) - 36usize];
+    ["Offset of field: gemm_problem::accumulate"]
+        [::core::mem::offset_of!(gemm_problem, accumulate) - 40usize];
+    ["Offset of field: gemm_problem::scale"][::core::mem::offset_of!(gemm_problem, scale) - 44usize];
+    ["Offset of field: gemm_problem::terms"][::core::mem::offset_of!(gemm_problem, terms) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_params {
+    pub n_problems: u32,
+    pub code_bits: u32,
+    pub pair_copies: u32,
+    pub problems: [gemm_problem; 4usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_params"][::core::mem::size_of::<gemm_params>() - 3920usize];
+    ["Alignment of gemm_params"][::core::mem::align_of::<gemm_params>() - 8usize];
+    ["Offset of field: gemm_params::n_problems"][::core::mem::offset_of!(gemm_params, n_problems) - 0usize];
+    ["Offset of field: gemm_params::code_bits"][::core::mem::offset_of!(gemm_params, code_bits) - 4usize];
+    ["Offset of field: gemm_params::pair_copies"][::core::mem::offset_of!(gemm_params, pair_copies) - 8usize];
+    ["Offset of field: gemm_params::problems"][::core::mem::offset_of!(gemm_params, problems) - 16usize];
 };

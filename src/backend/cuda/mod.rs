@@ -11,6 +11,7 @@ mod bindings;
 mod device;
 mod elementwise;
 mod executor;
+mod gemm;
 mod host;
 mod kernels;
 mod norm;
@@ -256,8 +257,11 @@ impl Kernels for Cuda {
     }
 
     fn gemm(&self, out: &mut Tensor, gemm: &Gemm<'_>) -> Result<()> {
-        check::gemm(out, gemm)?;
-        missing("gemm")
+        gemm::gemm_all(self, &mut [(out, *gemm)])
+    }
+
+    fn gemm_all(&self, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
+        gemm::gemm_all(self, products)
     }
 
     fn quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {

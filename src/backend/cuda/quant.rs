@@ -8,12 +8,17 @@ use crate::backend::quantized::{format_code, upload_nested};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
-use crate::quant::{Codes, Geometry, QuantConfig, Quantized, Scales};
+use crate::quant::{Blocks, Codes, Geometry, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 use std::ptr::{null, null_mut};
 
 /// Threads of a block that quantizes, a warp for each block of the matrix.
 const QUANTIZE_THREADS: usize = 128;
+
+/// log2 of a power of two.
+fn shift(n: usize) -> i32 {
+    if n == 0 { 0 } else { n.trailing_zeros() as i32 }
+}
 
 fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quantized_matrix {
     quantized_matrix {
@@ -32,6 +37,8 @@ fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quanti
         block_cols: geometry.block_cols as u64,
         blocks_per_row: geometry.blocks_per_row as u64,
         format: format_code(config.format.codes),
+        block_rows_shift: shift(geometry.block_rows),
+        block_cols_shift: if config.format.blocks == Blocks::Row { 63 } else { shift(geometry.block_cols) },
     }
 }
 

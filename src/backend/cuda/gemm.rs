@@ -1,0 +1,355 @@
+//! Launches of `cuda/gemm.cu`, `cuda/gemv.cu` and `cuda/gemm_f32.cu`.
+//!
+//! Which kernel a product gets follows from its operands' types and addresses and from its size; in bf16 arithmetic all
+//! of them sum in the same order, so its bits don't. Independent products that get the same kernel share a launch.
+
+use super::bindings::{self, gemm_operand, gemm_params, gemm_problem};
+use super::{Cuda, quant, read, type_code, written};
+use crate::backend::check::{self, ensure};
+use crate::backend::{Gemm, Matrix};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::tensor::Tensor;
+use std::ptr::null;
+
+const MAX_TERMS: usize = bindings::GEMM_MAX_TERMS as usize;
+const MAX_PROBLEMS: usize = bindings::GEMM_MAX_PROBLEMS as usize;
+
+/// Of the contraction, in a tile.
+const TILE_K: usize = 64;
+
+/// Tiles of the left operand that a warp of `cuda/gemv.cu` has under way.
+const TILES_AHEAD: usize = 4;
+
+/// Elements of a quantized matrix that are decoded together.
+const RUN: usize = 32;
+
+/// Bytes of tables that kernels of decoded operands have in shared memory: the nested map, and one copy of the pairs.
+const MAP: usize = 256 * 4;
+const PAIRS: usize = 256 * 8;
+
+/// A product as one kernel computes it: rows of a result that all have the same terms.
+struct Product<'a> {
+    out: *mut u8,
+    out_type: DType,
+    rows: usize,
+    columns: usize,
+    bf16: bool, // the arithmetic
+    terms: Vec<Term<'a>>,
+    gemm: Gemm<'a>, // for what is not of terms
+}
+
+struct Term<'a> {
+    a: gemm_operand,
+    b: Matrix<'a>,
+    k: usize,
+}
+
+impl<'a> Product<'a> {
+    /// The products that a checked one consists of: one for all rows, or, with terms of some rows, one for each run of
+    /// rows with the same. An element's bits follow from its terms alone.
+    fn all_of(out: &mut Tensor, gemm: &Gemm<'a>) -> Result<Vec<Self>> {
+        let (rows, columns) = (out.rows(), out.cols());
+        let mut bounds = vec![0, rows];
+        let mut bf16 = true;
+        for (range, term) in gemm.terms_by_rows(rows) {
+            bounds.extend([range.start, range.end]);
+            bf16 &= term.a.dense()?.dtype() == DType::BF16;
+        }
+        bounds.sort_unstable();
+        bounds.dedup();
+        let mut products = Vec::with_capacity(bounds.len() - 1);
+        for (&first, &end) in bounds.iter().zip(&bounds[1..]) {
+            let mut terms = Vec::new();
+            for (range, term) in gemm.terms_by_rows(rows) {
+                let k = term.a.shape().1;
+                if range.start <= first && end <= range.end && k > 0 {
+                    terms.push(Term { a: rows_from(&term.a, first - range.start)?, b: term.b, k });
+                }
+            }
+            ensure(terms.len() <= MAX_TERMS, "gemm", || {
+                format!("expected at most {MAX_TERMS} terms of a row, found {}", terms.len())
+            })?;
+            let out_bytes = first * columns * out.dtype().size();
+            products.push(Product {
+                out: written::<u8>(out)?.wrapping_add(out_bytes),
+                out_type: out.dtype(),
+                rows: end - first,
+                columns,
+                bf16,
+                terms,
+                gemm: *gemm,
+            });
+        }
+        Ok(products)
+    }
+}
+
+/// The part of a result that a block computes, and what that takes.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    rows: usize,
+    columns: usize,
+    threads: usize,
+    /// Groups of warps with tiles of their own.
+    groups: usize,
+    /// How the right operand gets to the multiplications.
+    by: By,
+    /// Accesses to shared memory, 128 bytes each, for [`TILE_K`] of the contraction, which is what takes longest on
+    /// most chips: of bf16 operands and of decoded ones.
+    cost: [usize; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// By way of shared memory, where so many tiles of it are under way.
+    Stages(usize),
+    /// By registers, where four-bit codes are decoded (`cuda/gemv.cu`).
+    Registers,
+}
+
+const fn few_rows(rows: usize, cost: usize) -> Tile {
+    Tile { rows, columns: 32, threads: 256, groups: 4, by: By::Registers, cost: [usize::MAX, cost] }
+}
+
+const FEW_ROWS: [Tile; 3] = [few_rows(8, 126), few_rows(16, 158), few_rows(32, 222)];
+const SMALL: Tile =
+    Tile { rows: 16, columns: 32, threads: 256, groups: 4, by: By::Stages(4), cost: [112, 192] };
+const MIDDLE: Tile =
+    Tile { rows: 64, columns: 64, threads: 128, groups: 1, by: By::Stages(4), cost: [384, 544] };
+const LARGE: Tile =
+    Tile { rows: 128, columns: 128, threads: 256, groups: 1, by: By::Stages(3), cost: [1024, 1344] };
+
+/// Which kernels can compute a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    F32,
+    /// Any operands in bf16 arithmetic.
+    AnyBf16,
+    /// bf16 operands with aligned lines.
+    Bf16(Layout),
+    /// The same with one right operand that is decoded, of elements of so many bits: quantized, or other floats.
+    Decoded(Layout, usize),
+}
+
+/// Of the left and of the right operand: as stored or transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Nn,
+    Nt,
+    Tn,
+}
+
+impl Layout {
+    fn of(a_transposed: bool, b_transposed: bool) -> Option<Self> {
+        match (a_transposed, b_transposed) {
+            (false, false) => Some(Layout::Nn),
+            (false, true) => Some(Layout::Nt),
+            (true, false) => Some(Layout::Tn),
+            (true, true) => None,
+        }
+    }
+
+    fn letters(self) -> &'static str {
+        match self {
+            Layout::Nn => "nn",
+            Layout::Nt => "nt",
+            Layout::Tn => "tn",
+        }
+    }
+}
+
+impl Tile {
+    fn blocks(&self, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
+    }
+
+    /// Bytes of shared memory without the tables for decoding.
+    fn shared_bytes(&self, family: Family) -> usize {
+        let (a, b) = (self.rows * TILE_K * 2, self.columns * TILE_K * 2);
+        let operands = match (family, self.by) {
+            (Family::F32, _) => return 0,
+            (Family::AnyBf16, _) => 2 * (a + b),
+            (_, By::Registers) => self.threads / 32 / self.groups * TILES_AHEAD * a,
+            (Family::Bf16(_), By::Stages(stages)) => stages * (a + b),
+            (Family::Decoded(_, bits), By::Stages(stages)) => {
+                stages * (a + self.columns * TILE_K * bits / 8) + 2 * b
+            }
+        };
+        let result = self.rows * (self.columns + 4) * 4;
+        self.groups * operands.max(result)
+    }
+}
+
+fn is_transposed(matrix: &Matrix<'_>) -> bool {
+    match *matrix {
+        Matrix::Dense { transposed, .. } | Matrix::Quantized { transposed, .. } => transposed,
+    }
+}
+
+/// Whether the operand is of bf16 and its lines are 16-byte aligned.
+fn has_aligned_lines(o: &gemm_operand) -> bool {
+    o.type_ == bindings::TYPE_BF16 as i32 && o.ld.is_multiple_of(8) && (o.data as usize).is_multiple_of(16)
+}
+
+fn family(product: &Product<'_>) -> Result<Family> {
+    if !product.bf16 {
+        return Ok(Family::F32);
+    }
+    let mut layout = None;
+    let mut bits = None;
+    for term in &product.terms {
+        let this = Layout::of(term.a.transposed != 0, is_transposed(&term.b));
+        let fits = match term.b {
+            Matrix::Dense { tensor, .. } if tensor.dtype() != DType::BF16 => {
+                let size = tensor.dtype().size();
+                let first = bits.replace(8 * size).is_none();
+                let aligned = (tensor.device_bytes()? as usize).is_multiple_of(16);
+                first && (tensor.cols() * size).is_multiple_of(16) && aligned
+            }
+            Matrix::Dense { .. } => has_aligned_lines(&operand(&term.b)?),
+            Matrix::Quantized { matrix, .. } => {
+                let first = bits.replace(matrix.config().format.bits()).is_none();
+                let aligned = (matrix.codes().device_bytes()? as usize).is_multiple_of(16);
+                first && matrix.shape()[1].is_multiple_of(RUN) && aligned
+            }
+        };
+        let agrees = this.is_some() && layout.is_none_or(|l| Some(l) == this);
+        if !agrees || !fits || !has_aligned_lines(&term.a) {
+            return Ok(Family::AnyBf16);
+        }
+        layout = this;
+    }
+    Ok(match (layout, bits) {
+        (Some(Layout::Tn), Some(_)) => Family::AnyBf16,
+        (Some(layout), Some(bits)) => Family::Decoded(layout, bits),
+        (layout, _) => Family::Bf16(layout.unwrap_or(Layout::Nn)),
+    })
+}
+
+/// Whether a block with this tile fits a multiprocessor.
+fn fits(cuda: &Cuda, family: Family, tile: &Tile) -> bool {
+    tile.shared_bytes(family) + MAP + PAIRS <= cuda.executor.properties().shared_memory
+}
+
+/// The tile that takes least time for results of these sizes, by a rough count.
+fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Tile {
+    let multiprocessors = cuda.executor.properties().multiprocessors as usize;
+    let decoded = match family {
+        Family::F32 => return Tile { threads: 256, ..MIDDLE },
+        Family::AnyBf16 => return MIDDLE,
+        Family::Bf16(_) => false,
+        Family::Decoded(..) => true,
+    };
+    let time = |tile: &Tile| {
+        let blocks: usize = products.iter().map(|p| tile.blocks(p.rows, p.columns)).sum();
+        blocks.div_ceil(multiprocessors) * tile.cost[usize::from(decoded)]
+    };
+    let few_rows = FEW_ROWS.into_iter().filter(|_| family == Family::Decoded(Layout::Nt, 4));
+    let tiles = few_rows.chain([SMALL, MIDDLE, LARGE]);
+    tiles.filter(|tile| fits(cuda, family, tile)).min_by_key(time).unwrap_or(MIDDLE)
+}
+
+fn operand(matrix: &Matrix<'_>) -> Result<gemm_operand> {
+    let transposed = i32::from(is_transposed(matrix));
+    Ok(match *matrix {
+        Matrix::Dense { tensor, .. } => gemm_operand {
+            data: read(tensor)?,
+            ld: tensor.cols() as u64,
+            type_: type_code(tensor.dtype()),
+            transposed,
+        },
+        Matrix::Quantized { matrix, .. } => gemm_operand {
+            data: null(),
+            ld: matrix.shape()[1] as u64,
+            type_: bindings::TYPE_QUANTIZED as i32,
+            transposed,
+        },
+    })
+}
+
+/// The dense operand without its first rows.
+fn rows_from(matrix: &Matrix<'_>, first: usize) -> Result<gemm_operand> {
+    let mut operand = operand(matrix)?;
+    let elements = if operand.transposed != 0 { first } else { first * operand.ld as usize };
+    let bytes = elements * matrix.dense()?.dtype().size();
+    operand.data = operand.data.wrapping_byte_add(bytes);
+    Ok(operand)
+}
+
+/// Describes a product to the kernels, in a structure of zeros.
+fn describe(problem: &mut gemm_problem, product: &Product<'_>, first_block: usize) -> Result<()> {
+    let (m, n, gemm) = (product.rows, product.columns, &product.gemm);
+    ensure(u32::try_from(m.max(n)).is_ok(), "gemm", || format!("[{m}, {n}] is too large"))?;
+    problem.out = product.out.cast();
+    problem.out_type = type_code(product.out_type);
+    (problem.m, problem.n, problem.first_block) = (m as u32, n as u32, first_block as u32);
+    problem.scale = gemm.scale;
+    problem.accumulate = i32::from(gemm.accumulate);
+    if let Some(bias) = gemm.bias {
+        (problem.bias, problem.bias_type) = (read(bias)?, type_code(bias.dtype()));
+    }
+    problem.n_terms = product.terms.len() as u32;
+    for (to, term) in problem.terms.iter_mut().zip(&product.terms) {
+        (to.a, to.b, to.k) = (term.a, operand(&term.b)?, term.k as u64);
+        if let Matrix::Quantized { matrix, .. } = term.b {
+            to.quantized = quant::view(matrix)?;
+        }
+    }
+    Ok(())
+}
+
+/// One launch of products of one family.
+fn launch(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<()> {
+    let tile = tile(cuda, family, products);
+    // SAFETY: a structure of the C header, of numbers and pointers.
+    let mut params: gemm_params = unsafe { std::mem::zeroed() };
+    let mut blocks = 0;
+    for (problem, product) in params.problems.iter_mut().zip(products) {
+        describe(problem, product, blocks)?;
+        blocks += tile.blocks(product.rows, product.columns);
+    }
+    params.n_problems = products.len() as u32;
+    let mut shared = tile.shared_bytes(family);
+    let size = format!("{}x{}", tile.rows, tile.columns);
+    let kernel = match family {
+        Family::F32 => "gemm_f32".into(),
+        Family::AnyBf16 => "gemm_any_bf16".into(),
+        Family::Bf16(layout) => format!("gemm_bf16_{size}_{}", layout.letters()),
+        Family::Decoded(layout, bits) => {
+            params.code_bits = bits as u32;
+            shared += MAP;
+            let available = cuda.executor.properties().shared_memory;
+            // Sixteen copies make every read free of conflicts; fewer, if two blocks then fit a multiprocessor.
+            let room = if 2 * (shared + PAIRS) <= available { available / 2 } else { available };
+            let copies = if bits == 4 { 4 } else { 0 };
+            params.pair_copies = (0..=copies).rev().find(|c| shared + (PAIRS << c) <= room).unwrap_or(0);
+            shared += PAIRS << params.pair_copies;
+            match tile.by {
+                By::Registers => format!("gemv_{size}"),
+                By::Stages(_) => format!("gemm_decoded_{size}_{}", layout.letters()),
+            }
+        }
+    };
+    // SAFETY: the operands were checked to fit each other, and the family and the tile fit the kernel.
+    unsafe { cuda.launch(&kernel, [blocks, 1, 1], tile.threads, shared, &params) }
+}
+
+pub(super) fn gemm_all(cuda: &Cuda, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
+    products.iter().try_for_each(|(out, gemm)| check::gemm(out, gemm))?;
+    let mut by_family: Vec<(Family, Vec<Product<'_>>)> = Vec::new();
+    for (out, gemm) in products.iter_mut().filter(|(out, _)| out.elements() > 0) {
+        for product in Product::all_of(out, gemm)? {
+            let best = family(&product)?;
+            let family = if fits(cuda, best, &MIDDLE) { best } else { Family::AnyBf16 };
+            match by_family.iter_mut().find(|(f, _)| *f == family) {
+                Some((_, together)) => together.push(product),
+                None => by_family.push((family, vec![product])),
+            }
+        }
+    }
+    for (family, products) in &by_family {
+        products.chunks(MAX_PROBLEMS).try_for_each(|together| launch(cuda, *family, together))?;
+    }
+    Ok(())
+}

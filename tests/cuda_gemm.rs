@@ -1,0 +1,435 @@
+//! Matrix products of the CUDA backend, their kernels run on the host in every order of threads.
+//!
+//! In f32 arithmetic they have the CPU's bits. In bf16 an element's bits depend on its row, its column and the
+//! contraction alone: not on how many rows there are, on which kernel computes them, or on whether the weight is
+//! decoded before or in the kernel; and its error is within twice that of plain arithmetic.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::compare::{different_bits, within_twice_naive};
+use common::cuda::host;
+use common::gemm::Values;
+use common::host_kernels::project_library;
+use lowrank::arena::MemorySource;
+use lowrank::backend::cpu::Cpu;
+use lowrank::backend::cuda::{Cuda, Executor, HostExecutor, Launch, Properties, ThreadOrder};
+use lowrank::backend::reference::Reference;
+use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
+use lowrank::quant::{Blocks, FORMATS, Format, QuantConfig, Quantized, Scales};
+use lowrank::{DType, Result, Tensor};
+use std::collections::BTreeSet;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+const ORDERS: [ThreadOrder; 3] = [ThreadOrder::Forward, ThreadOrder::Reversed, ThreadOrder::Random(7)];
+
+/// A matrix of values that are exact in bf16.
+struct Host {
+    values: Vec<f32>,
+    shape: [usize; 2],
+}
+
+impl Host {
+    fn random(shape: [usize; 2], values: &mut Values) -> Self {
+        let next = |values: &mut Values| half::bf16::from_f32(values.value()).to_f32();
+        Host { values: (0..shape[0] * shape[1]).map(|_| next(values)).collect(), shape }
+    }
+
+    /// On a device, one element behind an aligned address if `misaligned`.
+    fn upload(&self, backend: &Backend, dtype: DType, misaligned: bool) -> Tensor {
+        let front = usize::from(misaligned);
+        let data = [vec![0.0; front], self.values.clone()].concat();
+        // The CPU rounds; the bytes go over as they are.
+        let cpu = Cpu::new(Some(1)).unwrap();
+        let narrow = cpu.to_dtype(&cpu.from_slice(&data, &[data.len()]).unwrap(), dtype).unwrap();
+        let there = backend.place(&narrow).unwrap();
+        there.slice(front..data.len()).unwrap().reshape(&self.shape).unwrap()
+    }
+}
+
+/// The result's bits as f32.
+fn product(backend: &Backend, gemm: &Gemm<'_>, shape: [usize; 2], out: DType) -> Vec<f32> {
+    let mut y = backend.empty(&shape, out).unwrap();
+    backend.gemm(&mut y, gemm).unwrap();
+    backend.to_f32(&y).unwrap()
+}
+
+fn same(a: &[f32], b: &[f32], what: &str) {
+    let different = different_bits(a, b);
+    assert!(different == 0, "{what}: {different} of {} differ", a.len());
+}
+
+/// Products of every layout and kernel: a base of depth 200 and a low-rank part of depth 16 or 5 are within the bound, a
+/// row of few has the bits of the same row of many, and so have operands at odd addresses, which another kernel takes.
+#[test]
+fn rows_have_bits_of_their_own() {
+    let mut values = Values(5);
+    let cpu = Cpu::new(Some(1)).unwrap();
+    let exact = Reference::<f64>::backend();
+    for (index, (at, bt)) in [(false, true), (false, false), (true, false)].into_iter().enumerate() {
+        let (n, k, r) = (136, [200, 328, 64][index], [16, 8, 24][index]);
+        let rows_of = |m| if at { vec![m] } else { vec![1, 7, 64, m] };
+        let m = 248;
+        let stored = |rows, cols, transposed| if transposed { [cols, rows] } else { [rows, cols] };
+        let operands: Vec<(Host, Host)> = [k, r]
+            .iter()
+            .map(|k| {
+                let a = Host::random(stored(m, *k, at), &mut values);
+                (a, Host::random(stored(*k, n, bt), &mut values))
+            })
+            .collect();
+        let bias = Host::random([1, n], &mut values);
+        let run = |backend: &Backend, rows: usize, misaligned: bool, dtype: DType, out: DType| {
+            let tensors: Vec<_> = operands
+                .iter()
+                .map(|(a, b)| (a.upload(backend, dtype, misaligned), b.upload(backend, dtype, misaligned)))
+                .collect();
+            let first: Vec<_> =
+                tensors.iter().map(|(a, _)| if at { a.clone() } else { a.slice(0..rows).unwrap() }).collect();
+            let terms: Vec<_> = first
+                .iter()
+                .zip(&tensors)
+                .map(|(a, (_, b))| GemmTerm {
+                    a: Matrix::Dense { tensor: a, transposed: at },
+                    b: Matrix::Dense { tensor: b, transposed: bt },
+                })
+                .collect();
+            let bias = bias.upload(backend, dtype, misaligned);
+            let gemm = Gemm { bias: Some(&bias), scale: 0.5, ..Gemm::new(&terms) };
+            product(backend, &gemm, [rows, n], out)
+        };
+        let all = run(&host(ORDERS[0]), m, false, DType::BF16, DType::F32);
+        let naive = run(&cpu, m, false, DType::BF16, DType::F32);
+        let truth = run(&exact, m, false, DType::F32, DType::F32);
+        within_twice_naive(&all, &naive, &truth, DType::F32).unwrap();
+        for order in ORDERS {
+            let cuda = host(order);
+            for rows in rows_of(m) {
+                let what = format!("{order:?}, layout {at} {bt}, {rows} rows");
+                same(&run(&cuda, rows, false, DType::BF16, DType::F32), &all[..rows * n], &what);
+                if rows < m {
+                    same(&run(&cuda, rows, true, DType::BF16, DType::F32), &all[..rows * n], &what);
+                }
+            }
+        }
+        let rounded = run(&host(ORDERS[0]), m, false, DType::BF16, DType::BF16);
+        let expected: Vec<f32> = all.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+        same(&rounded, &expected, "bf16 results");
+    }
+}
+
+/// Every format with its block sizes and ways of keeping scales.
+fn configs() -> Vec<QuantConfig> {
+    let mut all = Vec::new();
+    for format in &FORMATS {
+        let plain = QuantConfig { double_quant: false, ..QuantConfig::new(format) };
+        all.push(plain);
+        if format.blocks == Blocks::Flat {
+            all.push(QuantConfig { blocksize: 32, ..plain });
+            all.push(QuantConfig { blocksize: 128, ..plain });
+        }
+        if format.double_quant {
+            all.push(QuantConfig { double_quant: true, ..plain });
+        }
+    }
+    all
+}
+
+fn placed(backend: &Backend, x: &Quantized) -> Quantized {
+    let place = |x: &Tensor| backend.place(x).unwrap();
+    let scales = match x.scales() {
+        Scales::Plain(scales) => Scales::Plain(place(scales)),
+        Scales::Nested { codes, absmax, map, offset } => {
+            Scales::Nested { codes: place(codes), absmax: place(absmax), map: place(map), offset: *offset }
+        }
+    };
+    Quantized::new(x.config(), *x.shape(), place(x.codes()), scales, x.zeros().map(place), x.dtype()).unwrap()
+}
+
+/// A quantized weight on the CPU, and its elements in a type.
+fn quantized(
+    cpu: &Backend,
+    config: &QuantConfig,
+    shape: [usize; 2],
+    dtype: DType,
+    values: &mut Values,
+) -> (Quantized, Tensor) {
+    let w: Vec<f32> = (0..shape[0] * shape[1]).map(|_| 0.1 * values.value()).collect();
+    let w = cpu.quantize(&cpu.from_slice(&w, &shape).unwrap(), config).unwrap();
+    let mut plain = cpu.empty(&shape, dtype).unwrap();
+    cpu.dequantize(&mut plain, &w).unwrap();
+    (w, plain)
+}
+
+/// `x W^T` and `dy W` have the bits of decoding `W` first, for every format, by every kernel.
+#[test]
+fn quantized_products_equal_those_of_the_decoded_matrix() {
+    let mut values = Values(3);
+    let cpu = Cpu::new(Some(1)).unwrap();
+    let shapes = [[64, 96], [40, 160], [65, 200], [33, 64], [136, 224]];
+    for (turn, config) in configs().into_iter().enumerate() {
+        let cuda = host(ORDERS[turn % 3]);
+        for (index, shape) in shapes.into_iter().enumerate() {
+            let (w, plain) = quantized(&cpu, &config, shape, DType::BF16, &mut values);
+            let (w, plain) = (placed(&cuda, &w), cuda.place(&plain).unwrap());
+            // The largest shape is for the largest tile.
+            let sizes = match index {
+                4 => [(130, true), (130, false)],
+                1 | 3 => [(29, true), (3, false)],
+                _ => [(1, true), (45, false)],
+            };
+            for (rows, transposed) in sizes {
+                let (n, k) = if transposed { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
+                let x = Host::random([rows, k], &mut values).upload(&cuda, DType::BF16, false);
+                let h = Host::random([rows, 16], &mut values).upload(&cuda, DType::BF16, false);
+                let up = if transposed { [n, 16] } else { [16, n] };
+                let up = Host::random(up, &mut values).upload(&cuda, DType::BF16, false);
+                let run = |b: Matrix<'_>| {
+                    let low_rank = Matrix::Dense { tensor: &up, transposed };
+                    let terms = [
+                        GemmTerm { a: Matrix::plain(&x), b },
+                        GemmTerm { a: Matrix::plain(&h), b: low_rank },
+                    ];
+                    product(&cuda, &Gemm::new(&terms), [rows, n], DType::F32)
+                };
+                same(
+                    &run(Matrix::Quantized { matrix: &w, transposed }),
+                    &run(Matrix::Dense { tensor: &plain, transposed }),
+                    &format!("{config:?} {shape:?}, {rows} rows, transposed {transposed}"),
+                );
+            }
+        }
+    }
+}
+
+/// Weights of f16 and f32 are rounded to bf16 as they are used.
+#[test]
+fn products_of_other_floats_equal_those_of_the_rounded_matrix() {
+    let mut values = Values(21);
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[2]));
+    for (shape, rows) in [([40, 88], 5), ([72, 64], 70), ([136, 136], 130), ([33, 13], 9)] {
+        for dtype in [DType::F16, DType::F32] {
+            let w: Vec<f32> = (0..shape[0] * shape[1]).map(|_| values.value()).collect();
+            let w = cpu.to_dtype(&cpu.from_slice(&w, &shape).unwrap(), dtype).unwrap();
+            let rounded = cpu.to_dtype(&cpu.to_dtype(&w, DType::F32).unwrap(), DType::BF16).unwrap();
+            let (w, rounded) = (cuda.place(&w).unwrap(), cuda.place(&rounded).unwrap());
+            for transposed in [true, false] {
+                let (n, k) = if transposed { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
+                let x = Host::random([rows, k], &mut values).upload(&cuda, DType::BF16, false);
+                let run = |w| {
+                    let b = Matrix::Dense { tensor: w, transposed };
+                    let terms = [GemmTerm { a: Matrix::plain(&x), b }];
+                    product(&cuda, &Gemm::new(&terms), [rows, n], DType::F32)
+                };
+                same(&run(&w), &run(&rounded), &format!("{dtype} {shape:?}, transposed {transposed}"));
+            }
+        }
+    }
+}
+
+/// In f32 arithmetic a quantized weight gives the CPU's bits.
+#[test]
+fn quantized_products_in_f32_have_the_bits_of_the_cpu() {
+    let mut values = Values(9);
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[2]));
+    for config in configs() {
+        for (shape, transposed) in [([40, 96], true), ([33, 57], false)] {
+            let (w, _) = quantized(&cpu, &config, shape, DType::F32, &mut values);
+            let there = placed(&cuda, &w);
+            let (n, k) = if transposed { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
+            let x = Host::random([5, k], &mut values);
+            let run = |backend: &Backend, matrix: &Quantized| {
+                let x = x.upload(backend, DType::F32, false);
+                let terms = [GemmTerm { a: Matrix::plain(&x), b: Matrix::Quantized { matrix, transposed } }];
+                product(backend, &Gemm::new(&terms), [5, n], DType::F32)
+            };
+            same(&run(&cuda, &there), &run(&cpu, &w), &format!("{config:?} {shape:?}"));
+        }
+    }
+}
+
+/// Query, key and value at once, of different widths, give what they give one by one; more than a launch takes, too.
+#[test]
+fn products_at_once_equal_those_one_by_one() {
+    let mut values = Values(13);
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[1]));
+    let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
+    for rows in [3, 70] {
+        let x = Host::random([rows, 128], &mut values).upload(&cuda, DType::BF16, false);
+        let weights: Vec<_> = [96, 32, 40, 8, 64, 0]
+            .map(|n| placed(&cuda, &quantized(&cpu, &nf4, [n, 128], DType::BF16, &mut values).0))
+            .into();
+        let plain = Host::random([24, 128], &mut values).upload(&cuda, DType::BF16, true);
+        let mut operands: Vec<_> =
+            weights.iter().map(|matrix| Matrix::Quantized { matrix, transposed: true }).collect();
+        operands.insert(2, Matrix::transposed(&plain));
+        let terms: Vec<_> = operands.iter().map(|b| [GemmTerm { a: Matrix::plain(&x), b: *b }]).collect();
+        let mut outputs: Vec<_> =
+            operands.iter().map(|b| cuda.empty(&[rows, b.shape().1], DType::BF16).unwrap()).collect();
+        let mut products: Vec<_> = outputs.iter_mut().zip(&terms).map(|(y, t)| (y, Gemm::new(t))).collect();
+        cuda.gemm_all(&mut products).unwrap();
+        for (y, terms) in outputs.iter().zip(&terms) {
+            let alone = product(&cuda, &Gemm::new(terms), [rows, y.cols()], DType::BF16);
+            same(&cuda.to_f32(y).unwrap(), &alone, &format!("{rows} rows, {} columns", y.cols()));
+        }
+    }
+}
+
+/// Rows with low-rank parts of different adapters have the bits that they have with their adapter alone, and rows
+/// without one those of the base.
+#[test]
+fn rows_of_several_adapters_have_the_bits_they_have_alone() {
+    let mut values = Values(17);
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[0]));
+    let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
+    let (k, n) = (192, 40);
+    let w = placed(&cuda, &quantized(&cpu, &nf4, [n, k], DType::BF16, &mut values).0);
+    for ranges in [vec![0..1, 1..2, 3..5], vec![2..40, 40..57], vec![3..6, 0..9]] {
+        let rows = 60;
+        let mut random = |shape| Host::random(shape, &mut values).upload(&cuda, DType::BF16, false);
+        let x = random([rows, k]);
+        let parts: Vec<_> =
+            ranges.iter().map(|range| (range.clone(), random([range.len(), 8]), random([n, 8]))).collect();
+        let base = [GemmTerm { a: Matrix::plain(&x), b: Matrix::Quantized { matrix: &w, transposed: true } }];
+        let row_terms: Vec<_> = parts
+            .iter()
+            .map(|(range, h, up)| RowTerm {
+                first_row: range.start,
+                term: GemmTerm { a: Matrix::plain(h), b: Matrix::transposed(up) },
+            })
+            .collect();
+        let together =
+            product(&cuda, &Gemm { row_terms: &row_terms, ..Gemm::new(&base) }, [rows, n], DType::F32);
+        for row in 0..rows {
+            let x = x.slice(row..row + 1).unwrap();
+            let mut own = vec![];
+            for (range, h, up) in parts.iter().filter(|(range, ..)| range.contains(&row)) {
+                own.push((h.slice(row - range.start..row - range.start + 1).unwrap(), up));
+            }
+            let mut terms = vec![GemmTerm { a: Matrix::plain(&x), ..base[0] }];
+            terms.extend(
+                own.iter().map(|(h, up)| GemmTerm { a: Matrix::plain(h), b: Matrix::transposed(up) }),
+            );
+            let alone = product(&cuda, &Gemm::new(&terms), [1, n], DType::F32);
+            same(&together[row * n..][..n], &alone, &format!("row {row} with {ranges:?}"));
+        }
+    }
+}
+
+/// Sums without terms, of no depth, and on what is there.
+#[test]
+fn degenerate_products() {
+    let cuda = host(ORDERS[0]);
+    for dtype in [DType::F32, DType::BF16] {
+        let bias = cuda.to_dtype(&cuda.from_slice(&[1.5f32; 9], &[9]).unwrap(), dtype).unwrap();
+        let mut y = cuda.to_dtype(&cuda.from_slice(&[2.0f32; 27], &[3, 9]).unwrap(), dtype).unwrap();
+        let gemm = Gemm { scale: 0.5, bias: Some(&bias), accumulate: true, ..Gemm::new(&[]) };
+        cuda.gemm(&mut y, &gemm).unwrap();
+        assert_eq!(cuda.to_f32(&y).unwrap(), [2.5; 27]);
+        let (a, b) = (cuda.empty(&[3, 0], dtype).unwrap(), cuda.empty(&[9, 0], dtype).unwrap());
+        let terms = [GemmTerm { a: Matrix::plain(&a), b: Matrix::transposed(&b) }];
+        cuda.gemm(&mut y, &Gemm { terms: &terms, ..gemm }).unwrap();
+        assert_eq!(cuda.to_f32(&y).unwrap(), [2.75; 27]);
+        let (a, b) = (cuda.zeros(&[3, 1], dtype).unwrap(), cuda.zeros(&[9, 1], dtype).unwrap());
+        let five = [GemmTerm { a: Matrix::plain(&a), b: Matrix::transposed(&b) }; 5];
+        let error = cuda.gemm(&mut y, &Gemm::new(&five)).unwrap_err().to_string();
+        assert!(error.contains("at most 4 terms of a row, found 5"), "{error}");
+    }
+}
+
+/// An executor that keeps the names of the kernels it runs.
+#[derive(Debug)]
+struct Recorder {
+    inner: HostExecutor,
+    kernels: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl MemorySource for Recorder {
+    fn allocate(&self, bytes: usize) -> Result<NonNull<u8>> {
+        self.inner.allocate(bytes)
+    }
+
+    fn free(&self, pointer: NonNull<u8>) {
+        self.inner.free(pointer)
+    }
+}
+
+impl Executor for Recorder {
+    fn properties(&self) -> &Properties {
+        self.inner.properties()
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        self.inner.free_memory()
+    }
+
+    unsafe fn upload(&self, to: *mut u8, bytes: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.upload(to, bytes) }
+    }
+
+    unsafe fn download(&self, bytes: &mut [u8], from: *const u8) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.download(bytes, from) }
+    }
+
+    unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.copy(to, from, bytes) }
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.kernels.lock().unwrap().insert(launch.kernel.into());
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.launch(launch) }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.inner.synchronize()
+    }
+}
+
+/// The sizes of the other tests reach every kernel.
+#[test]
+fn sizes_choose_among_all_kernels() {
+    let kernels = Arc::new(Mutex::new(BTreeSet::new()));
+    let inner = HostExecutor::open(&project_library(), ORDERS[0]).unwrap();
+    let recorder = Recorder { inner, kernels: kernels.clone() };
+    let (backend, cpu) = (Cuda::on(Arc::new(recorder)).unwrap(), Cpu::new(Some(1)).unwrap());
+    let mut values = Values(1);
+    let configs = ["nf4", "int8"].map(|name| QuantConfig::new(Format::by_name(name).unwrap()));
+    for (m, n) in [(1, 136), (7, 136), (16, 136), (48, 64), (64, 160), (130, 224), (248, 136)] {
+        for (at, bt) in [(false, true), (false, false), (true, false)] {
+            let k = 64;
+            let stored = |rows, cols, transposed| if transposed { [cols, rows] } else { [rows, cols] };
+            let x = Host::random(stored(m, k, at), &mut values);
+            let [nf4, int8] = &configs;
+            let (w, plain) = quantized(&cpu, nf4, stored(k, n, bt), DType::BF16, &mut values);
+            let (w, plain) = (placed(&backend, &w), backend.place(&plain).unwrap());
+            let (bytes, _) = quantized(&cpu, int8, stored(k, n, bt), DType::BF16, &mut values);
+            let bytes = placed(&backend, &bytes);
+            for dtype in [DType::BF16, DType::F32] {
+                let x = x.upload(&backend, dtype, false);
+                let a = Matrix::Dense { tensor: &x, transposed: at };
+                let b = [
+                    Matrix::Quantized { matrix: &w, transposed: bt },
+                    Matrix::Quantized { matrix: &bytes, transposed: bt },
+                    Matrix::Dense { tensor: &plain, transposed: bt },
+                ];
+                for b in b {
+                    product(&backend, &Gemm::new(&[GemmTerm { a, b }]), [m, n], DType::F32);
+                }
+            }
+        }
+    }
+    let others = ["gemm_any_bf16", "gemm_f32", "gemv_8x32", "gemv_16x32", "gemv_32x32"];
+    let mut expected = others.map(String::from).to_vec();
+    for tile in ["16x32", "64x64", "128x128"] {
+        expected.extend(["nn", "nt", "tn"].map(|layout| format!("gemm_bf16_{tile}_{layout}")));
+        expected.extend(["nn", "nt"].map(|layout| format!("gemm_decoded_{tile}_{layout}")));
+    }
+    let found = kernels.lock().unwrap();
+    let missing: Vec<_> = expected.iter().filter(|kernel| !found.contains(*kernel)).collect();
+    assert!(missing.is_empty(), "{missing:?} not among {found:?}");
+}
