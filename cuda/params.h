@@ -317,4 +317,44 @@ struct gemm_params {
     struct gemm_problem problems[GEMM_MAX_PROBLEMS];
 };
 
+// The rows of one sequence of an attention, as in backend::Sequence, and where its parts begin.
+struct attention_sequence {
+    uint32_t q_start, q_len, k_start, k_len, part_start;
+};
+
+// attention_{f32_{64,128,256},bf16_{64,96,128,256}}, and the same of attention_split and attention_join
+struct attention_params {
+    void *out;                                  // [tokens, n_heads * head_dim]
+    float *lse;                                 // [tokens, n_heads]
+    const void *q, *k, *v;                      // [tokens, n_heads * head_dim], [key rows, n_kv_heads * head_dim]
+    const struct attention_sequence *sequences; // blockIdx.z counts them
+    // Of a sequence's heads, queries and tiles of keys: the products with v [.., head_dim], and maxima and sums [.., 2].
+    float *parts, *part_stats;
+    uint32_t n_heads, n_kv_heads, head_dim;
+    uint32_t max_queries; // of a sequence
+    int32_t window;       // INT32_MAX: none
+    float scale, softcap; // 0: no cap
+    int32_t aligned;      // whether every row of a head begins at a multiple of 16 bytes and has a multiple of them
+};
+
+// attention_delta_{f32,bf16}
+struct attention_delta_params {
+    float *delta; // [tokens, n_heads]
+    const void *dout, *out;
+    uint64_t rows; // tokens * n_heads
+    uint32_t head_dim;
+};
+
+// attention_backward_keys_{f32_{64,128,256},bf16_{64,96,128,256}} and the same of attention_backward_queries
+struct attention_backward_params {
+    void *dq, *dk, *dv; // the first kernel writes dk and dv, the second one dq
+    const void *dout, *q, *k, *v;
+    const float *lse, *delta;
+    const struct attention_sequence *sequences;
+    uint32_t n_heads, n_kv_heads, head_dim;
+    int32_t window;
+    float scale, softcap;
+    int32_t aligned;
+};
+
 #endif

@@ -139,6 +139,21 @@ __device__ __forceinline__ uint32_t tf32_bits(float x) {
     return bits;
 }
 
+// 2^x within two units in the last place; 0 for results below 2^-126. Chips may differ in the last bits.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    PURE_PTX("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    HOST(y = exp2f(x));
+    return y;
+}
+// 1 / x within one unit in the last place; 0 for results below 2^-126.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    PURE_PTX("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    HOST(y = 1.0f / x);
+    return y;
+}
+
 // Four bytes chosen from the eight of a (0 to 3) and b (4 to 7): each nibble of `selector`, lowest first, names one;
 // a nibble with its bit 3 set replicates the sign of that byte instead.
 __device__ __forceinline__ uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {

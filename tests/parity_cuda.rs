@@ -46,13 +46,9 @@ fn fault(case: &Case, cuda: &Backend, cpu: &Backend, naive: &Backend) -> Option<
     None
 }
 
-/// Operations whose kernels are still to come.
-const MISSING: [&str; 1] = ["attention"];
-
 fn check(dtype: DType) {
     let (cpu, naive) = (Cpu::new(Some(1)).unwrap(), Reference::<f32>::backend());
-    let mut cases = all(dtype);
-    cases.retain(|case| !MISSING.iter().any(|missing| case.name.starts_with(missing)));
+    let cases = all(dtype);
     for cuda in cuda::all() {
         let faults: Vec<String> = cases
             .iter()

@@ -809,3 +809,161 @@ const _: () = {
     ["Offset of field: gemm_params::pair_copies"][::core::mem::offset_of!(gemm_params, pair_copies) - 8usize];
     ["Offset of field: gemm_params::problems"][::core::mem::offset_of!(gemm_params, problems) - 16usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_sequence {
+    pub q_start: u32,
+    pub q_len: u32,
+    pub k_start: u32,
+    pub k_len: u32,
+    pub part_start: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_sequence"][::core::mem::size_of::<attention_sequence>() - 20usize];
+    ["Alignment of attention_sequence"][::core::mem::align_of::<attention_sequence>() - 4usize];
+    ["Offset of field: attention_sequence::q_start"]
+        [::core::mem::offset_of!(attention_sequence, q_start) - 0usize];
+    ["Offset of field: attention_sequence::q_len"]
+        [::core::mem::offset_of!(attention_sequence, q_len) - 4usize];
+    ["Offset of field: attention_sequence::k_start"]
+        [::core::mem::offset_of!(attention_sequence, k_start) - 8usize];
+    ["Offset of field: attention_sequence::k_len"]
+        [::core::mem::offset_of!(attention_sequence, k_len) - 12usize];
+    ["Offset of field: attention_sequence::part_start"]
+        [::core::mem::offset_of!(attention_sequence, part_start) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub lse: *mut f32,
+    pub q: *const ::core::ffi::c_void,
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub sequences: *const attention_sequence,
+    pub parts: *mut f32,
+    pub part_stats: *mut f32,
+    pub n_heads: u32,
+    pub n_kv_heads: u32,
+    pub head_dim: u32,
+    pub max_queries: u32,
+    pub window: i32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub aligned: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_params"][::core::mem::size_of::<attention_params>() - 96usize];
+    ["Alignment of attention_params"][::core::mem::align_of::<attention_params>() - 8usize];
+    ["Offset of field: attention_params::out"][::core::mem::offset_of!(attention_params, out) - 0usize];
+    ["Offset of field: attention_params::lse"][::core::mem::offset_of!(attention_params, lse) - 8usize];
+    ["Offset of field: attention_params::q"][::core::mem::offset_of!(attention_params, q) - 16usize];
+    ["Offset of field: attention_params::k"][::core::mem::offset_of!(attention_params, k) - 24usize];
+    ["Offset of field: attention_params::v"][::core::mem::offset_of!(attention_params, v) - 32usize];
+    ["Offset of field: attention_params::sequences"]
+        [::core::mem::offset_of!(attention_params, sequences) - 40usize];
+    ["Offset of field: attention_params::parts"][::core::mem::offset_of!(attention_params, parts) - 48usize];
+    ["Offset of field: attention_params::part_stats"]
+        [::core::mem::offset_of!(attention_params, part_stats) - 56usize];
+    ["Offset of field: attention_params::n_heads"]
+        [::core::mem::offset_of!(attention_params, n_heads) - 64usize];
+    ["Offset of field: attention_params::n_kv_heads"]
+        [::core::mem::offset_of!(attention_params, n_kv_heads) - 68usize];
+    ["Offset of field: attention_params::head_dim"]
+        [::core::mem::offset_of!(attention_params, head_dim) - 72usize];
+    ["Offset of field: attention_params::max_queries"]
+        [::core::mem::offset_of!(attention_params, max_queries) - 76usize];
+    ["Offset of field: attention_params::window"]
+        [::core::mem::offset_of!(attention_params, window) - 80usize];
+    ["Offset of field: attention_params::scale"][::core::mem::offset_of!(attention_params, scale) - 84usize];
+    ["Offset of field: attention_params::softcap"]
+        [::core::mem::offset_of!(attention_params, softcap) - 88usize];
+    ["Offset of field: attention_params::aligned"]
+        [::core::mem::offset_of!(attention_params, aligned) - 92usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_delta_params {
+    pub delta: *mut f32,
+    pub dout: *const ::core::ffi::c_void,
+    pub out: *const ::core::ffi::c_void,
+    pub rows: u64,
+    pub head_dim: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_delta_params"][::core::mem::size_of::<attention_delta_params>() - 40usize];
+    ["Alignment of attention_delta_params"][::core::mem::align_of::<attention_delta_params>() - 8usize];
+    ["Offset of field: attention_delta_params::delta"]
+        [::core::mem::offset_of!(attention_delta_params, delta) - 0usize];
+    ["Offset of field: attention_delta_params::dout"]
+        [::core::mem::offset_of!(attention_delta_params, dout) - 8usize];
+    ["Offset of field: attention_delta_params::out"]
+        [::core::mem::offset_of!(attention_delta_params, out) - 16usize];
+    ["Offset of field: attention_delta_params::rows"]
+        [::core::mem::offset_of!(attention_delta_params, rows) - 24usize];
+    ["Offset of field: attention_delta_params::head_dim"]
+        [::core::mem::offset_of!(attention_delta_params, head_dim) - 32usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_backward_params {
+    pub dq: *mut ::core::ffi::c_void,
+    pub dk: *mut ::core::ffi::c_void,
+    pub dv: *mut ::core::ffi::c_void,
+    pub dout: *const ::core::ffi::c_void,
+    pub q: *const ::core::ffi::c_void,
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub lse: *const f32,
+    pub delta: *const f32,
+    pub sequences: *const attention_sequence,
+    pub n_heads: u32,
+    pub n_kv_heads: u32,
+    pub head_dim: u32,
+    pub window: i32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub aligned: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_backward_params"][::core::mem::size_of::<attention_backward_params>() - 112usize];
+    ["Alignment of attention_backward_params"][::core::mem::align_of::<attention_backward_params>() - 8usize];
+    ["Offset of field: attention_backward_params::dq"]
+        [::core::mem::offset_of!(attention_backward_params, dq) - 0usize];
+    ["Offset of field: attention_backward_params::dk"]
+        [::core::mem::offset_of!(attention_backward_params, dk) - 8usize];
+    ["Offset of field: attention_backward_params::dv"]
+        [::core::mem::offset_of!(attention_backward_params, dv) - 16usize];
+    ["Offset of field: attention_backward_params::dout"]
+        [::core::mem::offset_of!(attention_backward_params, dout) - 24usize];
+    ["Offset of field: attention_backward_params::q"]
+        [::core::mem::offset_of!(attention_backward_params, q) - 32usize];
+    ["Offset of field: attention_backward_params::k"]
+        [::core::mem::offset_of!(attention_backward_params, k) - 40usize];
+    ["Offset of field: attention_backward_params::v"]
+        [::core::mem::offset_of!(attention_backward_params, v) - 48usize];
+    ["Offset of field: attention_backward_params::lse"]
+        [::core::mem::offset_of!(attention_backward_params, lse) - 56usize];
+    ["Offset of field: attention_backward_params::delta"]
+        [::core::mem::offset_of!(attention_backward_params, delta) - 64usize];
+    ["Offset of field: attention_backward_params::sequences"]
+        [::core::mem::offset_of!(attention_backward_params, sequences) - 72usize];
+    ["Offset of field: attention_backward_params::n_heads"]
+        [::core::mem::offset_of!(attention_backward_params, n_heads) - 80usize];
+    ["Offset of field: attention_backward_params::n_kv_heads"]
+        [::core::mem::offset_of!(attention_backward_params, n_kv_heads) - 84usize];
+    ["Offset of field: attention_backward_params::head_dim"]
+        [::core::mem::offset_of!(attention_backward_params, head_dim) - 88usize];
+    ["Offset of field: attention_backward_params::window"]
+        [::core::mem::offset_of!(attention_backward_params, window) - 92usize];
+    ["Offset of field: attention_backward_params::scale"]
+        [::core::mem::offset_of!(attention_backward_params, scale) - 96usize];
+    ["Offset of field: attention_backward_params::softcap"]
+        [::core::mem::offset_of!(attention_backward_params, softcap) - 100usize];
+    ["Offset of field: attention_backward_params::aligned"]
+        [::core::mem::offset_of!(attention_backward_params, aligned) - 104usize];
+};

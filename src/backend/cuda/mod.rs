@@ -8,6 +8,7 @@
 #[allow(missing_docs, non_camel_case_types, dead_code, clippy::all, unreachable_pub)]
 mod bindings;
 
+mod attention;
 mod device;
 mod elementwise;
 mod executor;
@@ -138,7 +139,6 @@ impl Cuda {
     }
 
     /// A tensor of host data.
-    #[allow(dead_code)]
     fn tensor_of<T: bytemuck::NoUninit>(&self, data: &[T]) -> Result<Tensor> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let mut out = self.empty(&[bytes.len()], DType::U8)?;
@@ -165,11 +165,6 @@ fn type_code(dtype: DType) -> i32 {
         DType::F16 => bindings::TYPE_F16,
         DType::I32 | DType::U8 => unreachable!("operands were checked to be floats"),
     }) as i32
-}
-
-/// An operation that has no kernel yet.
-fn missing(operation: &'static str) -> Result<()> {
-    Err(Error::Unsupported(format!("{operation} has no CUDA kernel yet")))
 }
 
 impl Kernels for Cuda {
@@ -391,9 +386,7 @@ impl Kernels for Cuda {
         v: &Tensor,
         shape: &AttentionShape<'_>,
     ) -> Result<()> {
-        check::ensure_alike("attention", &[out, q])?;
-        check::attention(shape, q, k, v, lse)?;
-        missing("attention")
+        attention::attention(self, out, lse, q, k, v, shape)
     }
 
     fn attention_backward(
@@ -409,10 +402,7 @@ impl Kernels for Cuda {
         lse: &Tensor,
         shape: &AttentionShape<'_>,
     ) -> Result<()> {
-        check::ensure_alike("attention_backward", &[dq, dout, q, out])?;
-        check::ensure_alike("attention_backward", &[dk, dv, k, v])?;
-        check::attention(shape, q, k, v, lse)?;
-        missing("attention_backward")
+        attention::attention_backward(self, [dq, dk, dv], dout, [q, k, v], out, lse, shape)
     }
 
     fn activation(&self, y: &mut Tensor, x: &Tensor, activation: Activation) -> Result<()> {

@@ -20,6 +20,13 @@ pub fn add(table: &mut Table, dtype: DType) {
     attention(table, [4, 2, 16], one(97, 97), [97, 97], dtype);
     attention(table, [2, 2, 33], one(131, 257), [131, 257], dtype);
     attention(table, [6, 3, 64], one(1, 97), [1, 97], dtype);
+    attention(table, [2, 1, 64], one(70, 70), [70, 70], dtype);
+    attention(table, [2, 2, 96], one(33, 65), [33, 65], dtype);
+    attention(table, [8, 1, 128], one(2, 150), [2, 150], dtype);
+    attention(table, [2, 1, 256], one(20, 50), [20, 50], dtype);
+    attention(table, [1, 1, 201], one(9, 40), [9, 40], dtype);
+    // Keys that no query sees.
+    bounded_attention(table, [2, 1, 128], one(40, 100), [40, 100], dtype, (Some(30), Some(4.0)));
     // Packed sequences, one with cached keys, and rows that belong to none.
     let packed = vec![
         Sequence { q_start: 2, q_len: 17, k_start: 0, k_len: 17 },
