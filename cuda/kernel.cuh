@@ -9,9 +9,7 @@
 
 #include <stdint.h>
 
-#if __has_include("params.h")
 #include "params.h"
-#endif
 
 // KERNEL(name, params_type, threads) { ... uses p ... }: a kernel with at most `threads` threads in a block and one
 // argument, `const params_type p`. A fourth argument is the least number of blocks on a multiprocessor.

@@ -23,12 +23,14 @@
 #define PURE_PTX(...)
 #define HOST(...) __VA_ARGS__
 // The place in the kernel's source, for messages: the last parameter of what a thread can wait at.
-#define SITE , host::Site site = host::Site::here()
+#define SITE , SITE_ALONE
+#define SITE_ALONE host::Site site = host::Site::here()
 #else
 #define PTX(...) asm volatile(__VA_ARGS__)
 #define PURE_PTX(...) asm(__VA_ARGS__)
 #define HOST(...)
 #define SITE
+#define SITE_ALONE
 // The 32-bit address of shared memory.
 __device__ __forceinline__ uint32_t shared_address(const void *shared) {
     return (uint32_t)__cvta_generic_to_shared(shared);

@@ -1,137 +1,10 @@
 //! The executor that runs CUDA kernels on the host: small kernels (`tests/cuda/`) in every order of threads, and a test
 //! of the tests: planted faults must be caught, each with its message.
 
-#[path = "common/host_kernels.rs"]
-mod host_kernels;
+#[path = "common/host_library.rs"]
+mod host_library;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-
-use host_kernels::{HostKernels, root};
-
-type Launch = unsafe extern "C" fn(
-    *const c_char,
-    *const u32,
-    *const u32,
-    u32,
-    *const c_void,
-    usize,
-    c_int,
-    u64,
-    *mut c_char,
-    usize,
-) -> c_int;
-
-/// A library of kernels and its interface.
-struct Library {
-    library: libloading::Library,
-}
-
-impl Library {
-    /// `tests/cuda/<name>.cu`, with a piece of its text exchanged where one is given.
-    fn load(name: &str, mutation: Option<(&str, &str)>) -> Self {
-        let file = format!("{name}.cu");
-        let source = root().join("tests/cuda").join(&file);
-        let mut kernels = HostKernels { sources: vec![source.clone()], ..Default::default() };
-        if let Some((piece, other)) = mutation {
-            let text = std::fs::read_to_string(source).unwrap();
-            assert_eq!(text.matches(piece).count(), 1, "{piece:?} in {file}");
-            kernels.replacements.push((file, text.replace(piece, other)));
-        }
-        let path = kernels.build().unwrap_or_else(|message| panic!("{message}"));
-        // SAFETY: a library that was just compiled from the project's sources; its constructors only register kernels.
-        let library = unsafe { libloading::Library::new(path) }.unwrap();
-        Self { library }
-    }
-
-    /// Runs a kernel over a parameter structure; `order` as in the C interface.
-    fn launch<P>(
-        &self,
-        kernel: &str,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared: u32,
-        params: &P,
-        order: i32,
-    ) -> Result<(), String> {
-        let name = CString::new(kernel).unwrap();
-        let mut message = vec![0u8; 4096];
-        // SAFETY: the signature is that of cuda/host/executor.cc, `params` is a C structure of P's size, and a fault
-        // inside the kernel comes back as a message.
-        let code = unsafe {
-            let launch: libloading::Symbol<Launch> = self.library.get(b"lowrank_host_launch").unwrap();
-            let params_bytes = size_of::<P>();
-            let message_at = message.as_mut_ptr().cast();
-            let params = (params as *const P).cast();
-            launch(
-                name.as_ptr(),
-                grid.as_ptr(),
-                block.as_ptr(),
-                shared,
-                params,
-                params_bytes,
-                order,
-                17,
-                message_at,
-                4096,
-            )
-        };
-        let message = CStr::from_bytes_until_nul(&message).unwrap().to_str().unwrap();
-        if code == 0 { Ok(()) } else { Err(message.to_owned()) }
-    }
-
-    fn buffer<T: Copy>(&self, values: &[T]) -> Buffer<'_, T> {
-        let bytes = size_of_val(values);
-        // SAFETY: the signatures are those of cuda/host/memory.cc; the new memory has room for the values.
-        let data = unsafe {
-            let allocate: libloading::Symbol<unsafe extern "C" fn(usize) -> *mut c_void> =
-                self.library.get(b"lowrank_host_allocate").unwrap();
-            let data = allocate(bytes).cast::<T>();
-            assert!(!data.is_null());
-            data.copy_from_nonoverlapping(values.as_ptr(), values.len());
-            data
-        };
-        Buffer { library: self, data, len: values.len() }
-    }
-}
-
-/// Device memory, as the host executor has it.
-struct Buffer<'a, T> {
-    library: &'a Library,
-    data: *mut T,
-    len: usize,
-}
-
-impl<T: Copy> Buffer<'_, T> {
-    fn values(&self) -> Vec<T> {
-        // SAFETY: `len` elements were written at first and every bit pattern of the types used here is a value.
-        unsafe { std::slice::from_raw_parts(self.data, self.len) }.to_vec()
-    }
-}
-
-impl<T> Drop for Buffer<'_, T> {
-    fn drop(&mut self) {
-        // SAFETY: the memory came from this library and is given back once.
-        unsafe {
-            let free: libloading::Symbol<unsafe extern "C" fn(*mut c_void)> =
-                self.library.library.get(b"lowrank_host_free").unwrap();
-            free(self.data.cast());
-        }
-    }
-}
-
-/// Small whole numbers over 128: exact in bf16, and so are f32 sums of their products.
-fn exact(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) as i64 % 64
-    };
-    (0..n).map(|_| next() as f32 / 128.0).collect()
-}
-
-fn to_bf16(values: &[f32]) -> Vec<u16> {
-    values.iter().map(|x| (x.to_bits() >> 16) as u16).collect()
-}
+use host_library::{Library, ORDERS, all_say, exact, shown, to_bf16};
 
 #[repr(C)]
 struct ReduceParams {
@@ -175,8 +48,6 @@ fn run_gemm(library: &Library, [m, n, k]: [usize; 3], order: i32) -> Result<bool
     library.launch("gemm", grid, [128, 1, 1], 4 * 64 * 40 * 2, &params, order)?;
     Ok(d.values() == want)
 }
-
-const ORDERS: [i32; 3] = [0, 1, 2];
 
 #[test]
 fn reductions_are_exact_in_every_order() {
@@ -392,21 +263,6 @@ fn launches_are_checked() {
     assert!(message.starts_with("kernel queue, block (0, 0, 0), thread 0: access to "), "{message}");
     let message = library.launch("divide", [1; 3], [32, 1, 1], 0, &(params.y, 0u32), 0).unwrap_err();
     assert_eq!(message, "kernel divide, block (0, 0, 0), thread 0: integer division by zero");
-}
-
-/// What a planted fault shows in each order: a message, or whether the result is right.
-fn shown(run: impl Fn(i32) -> Result<bool, String>) -> [Result<bool, String>; 3] {
-    ORDERS.map(run)
-}
-
-/// Every order fails with a message that has these words in it.
-fn all_say(shown: &[Result<bool, String>; 3], words: &str) {
-    for result in shown {
-        assert!(
-            result.as_ref().is_err_and(|message| message.contains(words)),
-            "expected {words:?}: {shown:?}"
-        );
-    }
 }
 
 #[test]

@@ -56,7 +56,7 @@ lowrank_switch:
 )");
 static void *new_context(const Stack &stack, void (*entry)()) {
     // The six registers, the address to return to, and a place for that function's own caller.
-    void **top = (void **)stack.top() - 8;
+    void **top = (void **)stack.top - 8;
     memset(top, 0, 8 * sizeof(void *));
     top[6] = (void *)entry;
     return top;
@@ -68,7 +68,7 @@ static void lowrank_switch(void **save, void *to) {
     swapcontext(&here, (ucontext_t *)to);
 }
 static void *new_context(const Stack &stack, void (*entry)()) {
-    auto *context = (ucontext_t *)(((uintptr_t)stack.top() - sizeof(ucontext_t)) & ~(uintptr_t)63);
+    auto *context = (ucontext_t *)(((uintptr_t)stack.top - sizeof(ucontext_t)) & ~(uintptr_t)63);
     getcontext(context);
     context->uc_stack.ss_sp = stack.pages;
     context->uc_stack.ss_size = (size_t)((unsigned char *)context - stack.pages);
@@ -96,13 +96,16 @@ static void fiber_main() {
 
 // ---- The scheduler ----
 
-void Executor::make_ready(Lane *lane) {
-    lane->state = State::ready;
-    ready[lane->number / 64] |= (uint64_t)1 << lane->number % 64;
-    ready_count++;
+void Executor::make_ready(unsigned first, uint32_t mask) {
+    ready[first / 64] |= (uint64_t)mask << first % 64;
+    ready_count += (unsigned)__builtin_popcount(mask);
 }
 
 Lane *Executor::choose() {
+    bool any = order == Order::random;
+    // Copies land when no thread can go on, in an order that is also legal; in random order at any time.
+    while (!in_flight.empty() && (ready_count == 0 || (any && random.below(16) == 0)))
+        land(any ? random.below((unsigned)in_flight.size()) : order == Order::forward ? 0 : in_flight.size() - 1);
     if (ready_count == 0) return nullptr;
     size_t word, words = ready.size();
     int bit;
@@ -133,7 +136,7 @@ void Executor::go_to(Lane *next, void **save) {
     if (next == nullptr) return lowrank_switch(save, main_context);
     if (!next->begun) {
         next->begun = true;
-        if (stacks.empty()) stacks.push_back(Stack::map());
+        if (stacks.empty()) stacks.push_back(Stack::map(stack_count++));
         next->stack = stacks.back();
         stacks.pop_back();
         if (next->stack.pages == nullptr) {
@@ -148,7 +151,6 @@ void Executor::go_to(Lane *next, void **save) {
 
 void Executor::wait(const char *operation, Site site, const void *object, std::string (*explain)(const void *)) {
     Lane *lane = this_lane();
-    lane->state = State::waiting;
     lane->operation = operation;
     lane->site = site;
     lane->object = object;
@@ -160,10 +162,11 @@ void Executor::wait(const char *operation, Site site, const void *object, std::s
 }
 
 Lane *Executor::exit_lane() {
-    this_lane()->state = State::exited;
-    exited_count++;
+    this_lane()->exited = true;
+    this_lane()->owner->running--;
+    running_count--;
     Lane *next = choose();
-    if (next == nullptr && exited_count < lanes.size()) failure = deadlock();
+    if (next == nullptr && running_count > 0) failure = deadlock();
     return next;
 }
 
@@ -197,8 +200,7 @@ static std::string states_text(const Block &block) {
     for (unsigned t = 0; t < block.threads; t++) {
         const Lane &lane = block.lanes[t];
         std::string state = "have exited";
-        if (lane.state == State::ready) state = "are ready";
-        if (lane.state == State::waiting) {
+        if (!lane.exited) {
             state = "wait at " + site_text(lane.operation, lane.site);
             if (lane.explain != nullptr) state += ", " + lane.explain(lane.object);
         }
@@ -211,15 +213,33 @@ static std::string states_text(const Block &block) {
     return text;
 }
 
+static std::string thread_text(const Lane &lane) {
+    return std::string("kernel ") + executor->kernel->name + ", " + block_text(lane.block->index) + ", thread " +
+        std::to_string(index_in_block(lane)) + ": ";
+}
+
+// What threads have left behind that they had to wait for or to do together.
+std::string Executor::unfinished() const {
+    if (!in_flight.empty()) return thread_text(*in_flight[0].lane) + "a copy to shared memory that no one waited for";
+    for (const Block &block : blocks) {
+        for (unsigned t = 0; t < block.threads; t++)
+            if (!block.lanes[t].stores.items.empty()) return thread_text(block.lanes[t]) + "exited before tma_store_wait<0>()";
+        for (size_t w = 0; w < block.warps.size(); w++) {
+            const Warp &warp = block.warps[w], &first = block.warps[w & ~(size_t)3];
+            const Lane &lane = block.lanes[w * 32];
+            if (!warp.wgmmas.items.empty()) return thread_text(lane) + "exited before wgmma_wait<0>()";
+            if (warp.issued != first.issued)
+                return thread_text(lane) + "its warp did " + std::to_string(warp.issued) +
+                    " wgmmas, the first one of its warpgroup " + std::to_string(first.issued);
+        }
+    }
+    return "";
+}
+
 std::string Executor::deadlock() {
     std::string text = std::string("kernel ") + kernel->name + ": deadlock";
     for (const Block &block : blocks) text += ", " + block_text(block.index) + ": " + states_text(block);
     return text;
-}
-
-static std::string thread_text(const Lane &lane) {
-    return std::string("kernel ") + executor->kernel->name + ", " + block_text(lane.block->index) + ", thread " +
-        std::to_string(index_in_block(lane)) + ": ";
 }
 
 void fail(const char *format, ...) {
@@ -280,7 +300,7 @@ void collective(const char *operation, uint32_t mask, void *deposit, Compute com
     unsigned first = index_in_block(*lane) & ~31u, exist = std::min(32u, block.threads - first);
     if (!(mask >> lane->lane & 1)) fail("%s: lane %u is not in its own mask %08x", operation, lane->lane, mask);
     mask &= exist == 32 ? 0xffffffffu : (1u << exist) - 1;
-    auto &gatherings = block.warps[first / 32];
+    auto &gatherings = block.warps[first / 32].gatherings;
     size_t at = 0;
     while (at < gatherings.size() && gatherings[at].mask != mask) at++;
     if (at == gatherings.size()) {
@@ -301,8 +321,7 @@ void collective(const char *operation, uint32_t mask, void *deposit, Compute com
     if (gathering.arrived != mask) return executor->wait(operation, site);
     gathering.arrived = 0;
     if (compute != nullptr) compute(mask, gathering.deposits);
-    for (uint32_t rest = mask & ~(1u << lane->lane); rest != 0; rest &= rest - 1)
-        executor->make_ready(&block.lanes[first + (unsigned)__builtin_ctz(rest)]);
+    executor->make_ready(block.lanes[first].number, mask & ~(1u << lane->lane));
 }
 
 // ---- Shared memory ----
@@ -312,13 +331,17 @@ void *shared(const void *key, const char *name, size_t bytes) {
     for (const SharedArray &array : block.shared)
         if (array.key == key) return array.region.begin;
     block.shared.push_back(executor->take_shared(key, name, bytes, 16));
+    const SharedArray &before = block.shared[block.shared.size() - 2];
+    uint32_t next = (before.address + (uint32_t)before.region.bytes + 1023) & ~1023u;
+    block.shared.back().address = next + (uint32_t)((uintptr_t)block.shared.back().region.begin % 1024);
+    if (block.shared.back().address + bytes > 1 << 18) fail("more than 227 KB of shared memory, with %s", name);
     return block.shared.back().region.begin;
 }
 
 unsigned char *dynamic_shared() { return this_lane()->owner->shared[0].region.begin; }
 
 SharedArray Executor::take_shared(const void *key, const char *name, size_t bytes, size_t alignment) {
-    SharedArray array{key, name, Region()};
+    SharedArray array{key, name, Region(), 0};
     auto fits = [&](const Region &r) { return r.bytes == bytes && (uintptr_t)r.begin % alignment == 0; };
     auto found = std::find_if(regions.begin(), regions.end(), fits);
     if (found != regions.end()) {
@@ -339,16 +362,16 @@ static std::string fault_text(const Fault &fault);
 
 // Prepares for blocks of one shape.
 void Executor::begin(const unsigned block_dim[3], const unsigned grid[3], size_t cluster_blocks) {
-    unsigned threads = block_dim[0] * block_dim[1] * block_dim[2];
+    unsigned threads = block_dim[0] * block_dim[1] * block_dim[2], padded = (threads + 31) & ~31u;
     blocks.resize(cluster_blocks);
-    lanes.resize(cluster_blocks * threads);
+    lanes.resize(cluster_blocks * padded);
     ready.assign((lanes.size() + 63) / 64, 0);
     for (size_t b = 0; b < blocks.size(); b++) {
         Block &block = blocks[b];
         block.dim = dim3{block_dim[0], block_dim[1], block_dim[2]};
         block.grid = dim3{grid[0], grid[1], grid[2]};
         block.threads = threads;
-        block.lanes = &lanes[b * threads];
+        block.lanes = &lanes[b * padded];
         block.warps.assign((threads + 31) / 32, {});
         for (unsigned t = 0; t < threads; t++) {
             Lane &lane = block.lanes[t];
@@ -356,34 +379,43 @@ void Executor::begin(const unsigned block_dim[3], const unsigned grid[3], size_t
             lane.lane = t % 32;
             lane.block = &block;
             lane.owner = &block;
-            lane.number = (unsigned)(b * threads + t);
+            lane.number = (unsigned)(b * padded + t);
         }
     }
 }
 
 // Runs the blocks, whose indices are set, to their end or to a failure.
 void Executor::run_cluster(unsigned shared_bytes) {
-    ready_count = exited_count = 0;
+    cluster_barrier.phase = cluster_barrier.arrived = 0;
+    cluster_barrier.waiting.clear();
+    mbarrier_waiters.clear();
+    in_flight.clear();
+    ready_count = running_count = 0;
     last_word = 0;
     for (Block &block : blocks) {
         for (Barrier &barrier : block.barriers) {
             barrier.arrived = 0;
             barrier.waiting.clear();
         }
-        for (auto &warp : block.warps) warp.clear();
+        for (auto &warp : block.warps) warp = Warp();
+        block.running = block.threads;
         block.shared.push_back(take_shared(nullptr, "DYNAMIC_SHARED", shared_bytes, 1024));
-    }
-    for (Lane &lane : lanes) {
-        lane.begun = false;
-        lane.operation = nullptr;
-        lane.copies.clear();
-        lane.groups.clear();
-        make_ready(&lane);
+        for (unsigned t = 0; t < block.threads; t++) {
+            Lane &lane = block.lanes[t];
+            lane.begun = lane.exited = false;
+            lane.operation = nullptr;
+            lane.copies.clear();
+            lane.stores.clear();
+            lane.cluster_phase = none;
+            make_ready(&lane);
+            running_count++;
+        }
     }
     executor = this;
     fault.signal = 0;
     go_to(choose(), &main_context);
     if (fault.signal != 0) failure = fault_text(fault);
+    if (failure.empty()) failure = unfinished();
     executor = nullptr;
     for (Lane &lane : lanes) {
         if (lane.stack.pages != nullptr) stacks.push_back(lane.stack);
@@ -455,9 +487,8 @@ static void install_handlers() {
     // The handler needs a stack of its own where a thread's stack has overflowed.
     stack_t alternate;
     if (sigaltstack(nullptr, &alternate) == 0 && alternate.ss_flags & SS_DISABLE) {
-        static thread_local std::unique_ptr<char[]> memory(new char[64 << 10]);
         alternate = {};
-        alternate.ss_sp = memory.get();
+        alternate.ss_sp = new char[64 << 10]; // for as long as the thread lives, and no one says when it ends
         alternate.ss_size = 64 << 10;
         sigaltstack(&alternate, nullptr);
     }
@@ -492,24 +523,37 @@ static std::string check_launch(const Kernel *kernel, const unsigned grid[3], co
     return text[0] == 0 ? "" : std::string("kernel ") + kernel->name + ": " + text;
 }
 
-static std::string launch(const Kernel *kernel, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
-                          const void *params, size_t params_bytes, int order, uint64_t seed) {
-    std::string wrong = check_launch(kernel, grid, block, shared_bytes, params_bytes, order);
+struct Shape {
+    const unsigned *grid, *cluster, *block;
+    unsigned shared_bytes;
+};
+
+struct alignas(128) ParamsChunk {
+    char bytes[128];
+};
+
+static std::string launch(const Kernel *kernel, const Shape &shape, const void *params, size_t params_bytes, int order,
+                          uint64_t seed) {
+    const unsigned *grid = shape.grid, *cluster = shape.cluster;
+    std::string wrong = check_launch(kernel, grid, shape.block, shape.shared_bytes, params_bytes, order);
+    uint64_t blocks = (uint64_t)cluster[0] * cluster[1] * cluster[2];
+    if (wrong.empty() && (blocks == 0 || blocks > 16 || grid[0] % cluster[0] || grid[1] % cluster[1] || grid[2] % cluster[2]))
+        wrong = std::string("kernel ") + kernel->name + ": the grid is not made of clusters of 1 to 16 blocks";
     if (!wrong.empty()) return wrong;
     install_handlers();
     Executor *e = take_executor();
-    std::vector<max_align_t> aligned(params_bytes / sizeof(max_align_t) + 1);
-    memcpy(aligned.data(), params, params_bytes);
+    std::vector<ParamsChunk> aligned(params_bytes / sizeof(ParamsChunk) + 1);
+    memcpy((void *)aligned.data(), params, params_bytes);
     e->kernel = kernel;
     e->params = aligned.data();
     e->order = (Order)order;
     e->random = Random{seed};
     e->failure.clear();
-    e->begin(block, grid, 1);
-    uint64_t count = (uint64_t)grid[0] * grid[1] * grid[2];
-    std::vector<uint64_t> rest;
-    if (e->order == Order::random)
-        for (uint64_t i = 0; i < count; i++) rest.push_back(i);
+    e->begin(shape.block, grid, blocks);
+    unsigned clusters[3] = {grid[0] / cluster[0], grid[1] / cluster[1], grid[2] / cluster[2]};
+    uint64_t count = (uint64_t)clusters[0] * clusters[1] * clusters[2];
+    std::vector<uint64_t> rest; // in random order
+    for (uint64_t i = 0; i < count && e->order == Order::random; i++) rest.push_back(i);
     for (uint64_t i = 0; i < count && e->failure.empty(); i++) {
         uint64_t index = e->order == Order::reversed ? count - 1 - i : i;
         if (e->order == Order::random) {
@@ -517,9 +561,12 @@ static std::string launch(const Kernel *kernel, const unsigned grid[3], const un
             index = rest.back();
             rest.pop_back();
         }
-        e->blocks[0].index = uint3{(unsigned)(index % grid[0]), (unsigned)(index / grid[0] % grid[1]),
-                                   (unsigned)(index / grid[0] / grid[1])};
-        e->run_cluster(shared_bytes);
+        auto x = (unsigned)(index % clusters[0]), y = (unsigned)(index / clusters[0] % clusters[1]);
+        auto z = (unsigned)(index / clusters[0] / clusters[1]);
+        for (unsigned rank = 0; rank < blocks; rank++)
+            e->blocks[rank].index = uint3{x * cluster[0] + rank % cluster[0], y * cluster[1] + rank / cluster[0] % cluster[1],
+                                          z * cluster[2] + rank / cluster[0] / cluster[1]};
+        e->run_cluster(shape.shared_bytes);
     }
     e->end();
     std::string failure = e->failure;
@@ -535,18 +582,28 @@ static std::string launch(const Kernel *kernel, const unsigned grid[3], const un
 
 #define INTERFACE extern "C" __attribute__((visibility("default")))
 
+// lowrank_host_launch for a kernel whose blocks run in clusters.
+INTERFACE int lowrank_host_launch_cluster(const char *name, const unsigned grid[3], const unsigned cluster[3],
+                                          const unsigned block[3], unsigned shared_bytes, const void *params,
+                                          size_t params_bytes, int order, uint64_t seed, char *message,
+                                          size_t message_bytes) {
+    const auto &all = host::kernels();
+    auto found = std::find_if(all.begin(), all.end(), [&](const host::Kernel &k) { return strcmp(k.name, name) == 0; });
+    std::string wrong = found == all.end()
+        ? std::string("there is no kernel ") + name
+        : host::launch(&*found, {grid, cluster, block, shared_bytes}, params, params_bytes, order, seed);
+    if (message_bytes > 0) snprintf(message, message_bytes, "%s", wrong.c_str());
+    return wrong.empty() ? 0 : 1;
+}
+
 // Runs a kernel to its end. 0: done; 1: `message` says what is wrong. `order` of threads: 0 forward, 1 reversed,
 // 2 random by `seed`.
 INTERFACE int lowrank_host_launch(const char *name, const unsigned grid[3], const unsigned block[3],
                                   unsigned shared_bytes, const void *params, size_t params_bytes, int order,
                                   uint64_t seed, char *message, size_t message_bytes) {
-    const auto &all = host::kernels();
-    auto found = std::find_if(all.begin(), all.end(), [&](const host::Kernel &k) { return strcmp(k.name, name) == 0; });
-    std::string wrong = found == all.end()
-        ? std::string("there is no kernel ") + name
-        : host::launch(&*found, grid, block, shared_bytes, params, params_bytes, order, seed);
-    if (message_bytes > 0) snprintf(message, message_bytes, "%s", wrong.c_str());
-    return wrong.empty() ? 0 : 1;
+    const unsigned alone[3] = {1, 1, 1};
+    return lowrank_host_launch_cluster(name, grid, alone, block, shared_bytes, params, params_bytes, order, seed, message,
+                                       message_bytes);
 }
 
 // The kernel at an index: the bytes of its parameters, 0 past the last.

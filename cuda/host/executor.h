@@ -7,10 +7,12 @@
 #ifndef LOWRANK_HOST_EXECUTOR_H
 #define LOWRANK_HOST_EXECUTOR_H
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "hopper.h"
 #include "ptx.h"
 
 namespace host {
@@ -55,16 +57,41 @@ struct SharedArray {
     const void *key;
     const char *name;
     Region region;
+    uint32_t address; // in descriptors; equal to the pointer modulo 1024
 };
 
 struct Stack {
     static constexpr size_t bytes = 128 << 10;
-    unsigned char *pages = nullptr;
+    unsigned char *pages = nullptr, *top = nullptr;
     size_t mapped = 0;
 
-    static Stack map();
-    unsigned char *top() const;
+    // Stack number n: neighbours begin at different offsets in their pages, or they would meet in the same cache lines.
+    static Stack map(size_t n);
     void unmap();
+};
+
+// Operations that are asked for one by one, ended in groups and land group by group.
+template <typename T> struct Groups {
+    std::vector<T> items;      // in flight, oldest first
+    std::vector<size_t> sizes; // of the groups that were ended
+
+    void clear() {
+        items.clear();
+        sizes.clear();
+    }
+    void commit() {
+        size_t committed = 0;
+        for (size_t size : sizes) committed += size;
+        sizes.push_back(items.size() - committed);
+    }
+    // All but the `left` latest groups.
+    template <typename Perform> void land(size_t left, Perform perform) {
+        size_t landing = 0, groups = 0;
+        while (sizes.size() - groups > left) landing += sizes[groups++];
+        for (size_t i = 0; i < landing; i++) perform(items[i]);
+        items.erase(items.begin(), items.begin() + (ptrdiff_t)landing);
+        sizes.erase(sizes.begin(), sizes.begin() + (ptrdiff_t)groups);
+    }
 };
 
 struct Copy {
@@ -73,15 +100,13 @@ struct Copy {
     unsigned bytes, valid_bytes;
 };
 
-enum class State : uint8_t { ready, waiting, exited };
-
 struct Block;
+constexpr unsigned none = ~0u;
 
 struct Lane : ThreadView {
     Block *owner;
-    unsigned number; // in the cluster
-    State state;
-    bool begun;
+    unsigned number; // in the cluster, where every block begins with a multiple of 32
+    bool begun, exited;
     void *context;
     Stack stack;
     // What the thread waits for.
@@ -89,8 +114,9 @@ struct Lane : ThreadView {
     Site site;
     const void *object; // for `explain`, which says more about it, or null
     std::string (*explain)(const void *object);
-    std::vector<Copy> copies;   // in flight, oldest first
-    std::vector<size_t> groups; // the sizes of the committed groups in flight
+    Groups<Copy> copies;
+    Groups<std::function<void()>> stores;
+    unsigned cluster_phase; // arrived at, or none
 };
 
 // Lanes of a warp on their way into one collective operation.
@@ -101,6 +127,27 @@ struct Gathering {
     void *deposits[32];
 };
 
+// A warp's accumulators that wgmmas in flight add to: where they go and their values until then.
+struct Accumulators {
+    int count;
+    float *d[32], values[32][128];
+    unsigned in_flight = 0;
+};
+
+struct PendingWgmma {
+    Wgmma operation;
+    uint32_t registers[32][4];
+    std::shared_ptr<Accumulators> sums;
+};
+
+struct Warp {
+    std::vector<Gathering> gatherings;
+    Groups<PendingWgmma> wgmmas;
+    std::vector<std::shared_ptr<Accumulators>> accumulators;
+    unsigned issued = 0; // wgmmas ever
+    bool fenced = false;
+};
+
 struct Barrier {
     const char *operation;
     Site site;
@@ -109,11 +156,22 @@ struct Barrier {
 };
 
 struct Block : BlockView {
-    unsigned threads;
-    Lane *lanes; // [threads]
-    std::vector<std::vector<Gathering>> warps;
+    unsigned threads, running; // running: not exited
+    Lane *lanes;               // [threads]
+    std::vector<Warp> warps;
     Barrier barriers[16];
     std::vector<SharedArray> shared; // the first is the dynamic one
+};
+
+struct ClusterBarrier {
+    unsigned phase, arrived;
+    std::vector<Lane *> waiting;
+};
+
+// A TMA copy to shared memory, and who started it.
+struct InFlight {
+    Lane *lane;
+    std::function<void()> land;
 };
 
 // A signal inside of a kernel; no address where the processor tells none.
@@ -128,14 +186,19 @@ struct Executor {
     const void *params;
     Order order;
     Random random;
-    std::vector<Lane> lanes;
-    std::vector<Block> blocks;  // of the cluster that runs
-    std::vector<uint64_t> ready; // a bit per lane
-    unsigned ready_count, exited_count;
+    std::vector<Lane> lanes;     // by number
+    std::vector<Block> blocks;   // of the cluster that runs
+    std::vector<uint64_t> ready; // a bit per lane that could run
+    unsigned ready_count, running_count; // running: not exited
     size_t last_word; // of `ready`, where the last thread was
+    ClusterBarrier cluster_barrier;
+    std::vector<std::pair<const void *, Lane *>> mbarrier_waiters;
+    std::vector<InFlight> in_flight; // oldest first
     void *main_context = nullptr;
-    std::vector<Stack> stacks;
+    std::vector<Stack> stacks; // not in use
+    size_t stack_count = 0;    // ever made
     std::vector<Region> regions; // not in use
+    alignas(32) float wgmma_a[16][16], wgmma_b[16][256]; // what a wgmma multiplies
     Fault fault;
     std::string failure;
 
@@ -143,7 +206,11 @@ struct Executor {
     void run_cluster(unsigned shared_bytes);
     void end();
     Lane *choose();
-    void make_ready(Lane *lane);
+    void land(size_t index);
+    std::string unfinished() const;
+    // Lanes of a warp, by its first one's number.
+    void make_ready(unsigned first, uint32_t mask);
+    void make_ready(const Lane *lane) { make_ready(lane->number & ~31u, 1u << lane->number % 32); }
     // The running thread waits until something makes it ready.
     void wait(const char *operation, Site site, const void *object = nullptr,
               std::string (*explain)(const void *object) = nullptr);
@@ -157,6 +224,8 @@ extern thread_local Executor *executor __attribute__((tls_model("initial-exec"))
 inline Lane *this_lane() { return static_cast<Lane *>(self); }
 // The shared array that holds these bytes; else the kernel fails.
 void check_shared(const char *operation, const void *p, size_t bytes, size_t alignment);
+// The bytes at a descriptor's address.
+const void *shared_at(uint32_t address, size_t bytes);
 // What a failing access was probably meant for: the nearest allocation or shared array.
 std::string describe_address(const void *address);
 std::string describe_shared(const SharedArray &array, const void *address);

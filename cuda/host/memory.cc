@@ -108,6 +108,13 @@ void check_shared(const char *operation, const void *p, size_t bytes, size_t ali
     fail("%s: %zu bytes at %p are not in shared memory: %s", operation, bytes, p, describe_address(p).c_str());
 }
 
+const void *shared_at(uint32_t address, size_t bytes) {
+    for (const SharedArray &array : this_lane()->owner->shared)
+        if (address >= array.address && address + bytes <= array.address + array.region.bytes)
+            return array.region.begin + (address - array.address);
+    fail("a descriptor leads to %zu bytes at %#x, which is not in shared memory", bytes, address);
+}
+
 std::string written_outside_allocations(const void *params, size_t params_bytes) {
     std::lock_guard<std::mutex> lock(allocations_mutex);
     for (size_t i = 0; i + sizeof(void *) <= params_bytes; i += sizeof(void *)) {
@@ -123,19 +130,24 @@ std::string written_outside_allocations(const void *params, size_t params_bytes)
     return "";
 }
 
-Stack Stack::map() {
+Stack Stack::map(size_t n) {
     Stack stack;
     stack.pages = map_guarded(bytes, stack.mapped);
+    stack.top = stack.pages + stack.mapped - page_size() - n * 11 % 64 * 64;
     return stack;
 }
-
-unsigned char *Stack::top() const { return pages + mapped - page_size(); }
 
 void Stack::unmap() {
     if (pages != nullptr) munmap(pages, mapped);
     pages = nullptr;
 }
 } // namespace host
+
+uint32_t shared_address(const void *shared) {
+    for (const host::SharedArray &array : host::this_lane()->owner->shared)
+        if (array.region.holds(shared, 0)) return array.address + (uint32_t)((const unsigned char *)shared - array.region.begin);
+    host::fail("%p is not in shared memory", shared);
+}
 
 extern "C" __attribute__((visibility("default"))) void *lowrank_host_allocate(size_t bytes) {
     host::Region region = host::Region::map(bytes, 256);

@@ -52,24 +52,11 @@ void cp_async(void *shared, const void *global, unsigned bytes, unsigned valid_b
     Copy copy{shared, global, bytes, valid_bytes};
     // Landing at once shows a buffer that is still being read.
     if (executor->order == Order::random && executor->random.next() & 1) return perform(copy);
-    this_lane()->copies.push_back(copy);
+    this_lane()->copies.items.push_back(copy);
 }
 
-void cp_async_commit() {
-    Lane *lane = this_lane();
-    size_t committed = 0;
-    for (size_t group : lane->groups) committed += group;
-    lane->groups.push_back(lane->copies.size() - committed);
-}
-
-void cp_async_wait(unsigned groups) {
-    Lane *lane = this_lane();
-    size_t landing = 0, done = 0;
-    while (lane->groups.size() - done > groups) landing += lane->groups[done++];
-    for (size_t i = 0; i < landing; i++) perform(lane->copies[i]);
-    lane->copies.erase(lane->copies.begin(), lane->copies.begin() + (ptrdiff_t)landing);
-    lane->groups.erase(lane->groups.begin(), lane->groups.begin() + (ptrdiff_t)done);
-}
+void cp_async_commit() { this_lane()->copies.commit(); }
+void cp_async_wait(unsigned groups) { this_lane()->copies.land(groups, perform); }
 
 // ---- Matrices ----
 
@@ -111,6 +98,28 @@ void ldmatrix(const char *operation, uint32_t *r, unsigned matrices, const void 
         }
     };
     collective(operation, all_lanes, &load, transposed ? (Compute)across : (Compute)straight, site);
+}
+
+struct StoreMatrix {
+    uint16_t *row;
+    const uint32_t *r;
+};
+
+void stmatrix(const char *operation, void *row, const uint32_t *r, bool transposed, Site site) {
+    whole_warp(operation);
+    check_shared(operation, row, 16, 16);
+    StoreMatrix store{(uint16_t *)row, r};
+    static const auto element = [](void *const *deposits, unsigned i, unsigned l, bool across, unsigned half) {
+        unsigned line = across ? 2 * (l % 4) + half : l / 4, at = across ? l / 4 : 2 * (l % 4) + half;
+        ((const StoreMatrix *)deposits[8 * i + line])->row[at] = (uint16_t)(((const StoreMatrix *)deposits[l])->r[i] >> 16 * half);
+    };
+    auto straight = [](uint32_t, void *const *deposits) {
+        for (unsigned n = 0; n < 256; n++) element(deposits, n / 64, n / 2 % 32, false, n % 2);
+    };
+    auto across = [](uint32_t, void *const *deposits) {
+        for (unsigned n = 0; n < 256; n++) element(deposits, n / 64, n / 2 % 32, true, n % 2);
+    };
+    collective(operation, all_lanes, &store, transposed ? (Compute)across : (Compute)straight, site);
 }
 
 struct Mma {

@@ -1,0 +1,148 @@
+//! Hopper's wrappers on the host executor: a wgmma GEMM over TMA with a producer warp, in every order of threads, and
+//! planted faults.
+
+#[path = "common/host_library.rs"]
+mod host_library;
+
+use host_library::{Library, ORDERS, TensorMap, all_say, exact, shown, to_bf16};
+
+#[repr(C)]
+struct HopperGemmParams {
+    a: TensorMap,
+    b: TensorMap,
+    d: TensorMap,
+    a_rows: *const u16,
+    m: u32,
+    k: u32,
+}
+
+/// A kernel of tests/cuda/hopper.cu: bytes of the swizzle, and what is special about it.
+struct Variant {
+    kernel: &'static str,
+    swizzle: usize,
+    mn_major: bool,
+    cluster: u32,
+}
+
+const fn variant(kernel: &'static str, swizzle: usize) -> Variant {
+    Variant { kernel, swizzle, mn_major: false, cluster: 1 }
+}
+
+const VARIANTS: [Variant; 6] = [
+    variant("hopper_gemm_128", 128),
+    variant("hopper_gemm_64", 64),
+    variant("hopper_gemm_32", 32),
+    Variant { mn_major: true, ..variant("hopper_gemm_mn", 128) },
+    variant("hopper_gemm_registers", 64),
+    Variant { cluster: 2, ..variant("hopper_gemm_cluster", 128) },
+];
+
+fn run_gemm(library: &Library, variant: &Variant, [m, n, k]: [usize; 3], order: i32) -> Result<bool, String> {
+    let (a, b) = (exact(m * k, 1), exact(n * k, 2));
+    let mut want = vec![0f32; m * n];
+    for (i, sum) in want.iter_mut().enumerate() {
+        let (row, column) = (&a[i / n * k..][..k], &b[i % n * k..][..k]);
+        *sum = row.iter().zip(column).map(|(x, y)| x * y).sum();
+    }
+    let transposed: Vec<f32> = (0..n * k).map(|i| b[i % n * k + i / n]).collect();
+    let a = library.buffer(&to_bf16(&a));
+    let b = library.buffer(&to_bf16(if variant.mn_major { &transposed } else { &b }));
+    let d = library.buffer(&vec![0f32; m * n]);
+    let (step, swizzle) = (variant.swizzle as u32 / 2, variant.swizzle.ilog2() as i32 - 4);
+    let (b_shape, b_box) =
+        if variant.mn_major { ([k, n], [step, 64]) } else { ([n, k], [64 / variant.cluster, step]) };
+    let params = HopperGemmParams {
+        a: library.tensor_map(a.data, [m, k], [64, step], swizzle)?,
+        b: library.tensor_map(b.data, b_shape, b_box, swizzle)?,
+        d: library.tensor_map(d.data, [m, n], [64, 64], 0)?,
+        a_rows: a.data,
+        m: m as u32,
+        k: k as u32,
+    };
+    let grid = [n.div_ceil(64) as u32, (m.div_ceil(64) as u32).next_multiple_of(variant.cluster), 1];
+    let shared = 3 * 2 * 64 * variant.swizzle as u32 + 64 * 64 * 4;
+    library.launch_cluster(
+        variant.kernel,
+        grid,
+        [1, variant.cluster, 1],
+        [160, 1, 1],
+        shared,
+        &params,
+        order,
+    )?;
+    Ok(d.values() == want)
+}
+
+#[test]
+fn gemms_by_wgmma_and_tma_are_exact_in_every_order() {
+    let library = Library::load("hopper", None);
+    for variant in &VARIANTS {
+        for order in ORDERS {
+            for shape in [[64, 64, 64], [150, 72, 200], [1, 8, 264]] {
+                let found = run_gemm(&library, variant, shape, order);
+                assert_eq!(found, Ok(true), "{} {shape:?} {order}", variant.kernel);
+            }
+        }
+    }
+}
+
+#[test]
+fn tensor_maps_are_checked() {
+    let library = Library::load("hopper", None);
+    let x = library.buffer(&[0u16; 1024]);
+    let wrong = |shape, tile, swizzle| library.tensor_map(x.data, shape, tile, swizzle).err().unwrap();
+    assert_eq!(
+        wrong([8, 60], [8, 32], 2),
+        "tensor map: dimension 1 has a stride of 120 bytes, expected a multiple of 16"
+    );
+    assert_eq!(
+        wrong([8, 64], [8, 32], 3),
+        "tensor map: the box's rows have 64 bytes, expected the swizzle's 128"
+    );
+    assert_eq!(wrong([8, 64], [300, 32], 2), "tensor map: dimension 1 has a box of 300, expected 1 to 256");
+}
+
+#[test]
+fn planted_faults_of_a_hopper_gemm_are_caught() {
+    let run = |variant: usize, piece, other| {
+        let library = Library::load("hopper", Some((piece, other)));
+        shown(|order| run_gemm(&library, &VARIANTS[variant], [150, 72, 600], order))
+    };
+
+    // Nobody waits for the tiles: they are NaN where they haven't come.
+    let shown = run(0, "mbarrier_wait(&full[s], step / STAGES % 2);", "");
+    assert!(shown.iter().all(|s| *s != Ok(true)), "{shown:?}");
+    // Nobody waits for room: copies that land at once overwrite tiles that are being read.
+    let shown = run(0, "mbarrier_wait_cluster(&empty[s], step / STAGES % 2 ^ 1);", "");
+    assert!(shown.iter().any(|s| *s != Ok(true)), "{shown:?}");
+    // The wait for the wrong phase.
+    all_say(&run(0, "step / STAGES % 2 ^ 1", "step / STAGES % 2"), "wait at mbarrier_wait (hopper.cu:");
+    // The wrong number of bytes, of arrivals.
+    all_say(
+        &run(0, "&full[s], STAGE)", "&full[s], STAGE + 16)"),
+        "where 0 of 1 arrivals and 16 bytes are missing",
+    );
+    all_say(&run(0, "else mbarrier_arrive(&empty[s]);", ""), "where 4 of 4 arrivals and 0 bytes are missing");
+    // wgmma: no wait, the wrong one, no fence.
+    all_say(&run(0, "wgmma_wait<0>();", ""), "exited before wgmma_wait<0>()");
+    all_say(&run(0, "wgmma_wait<0>();", "wgmma_wait<1>();"), "exited before wgmma_wait<0>()");
+    all_say(&run(0, "wgmma_fence();", ""), "wgmma without a wgmma_fence after the last wgmma_wait");
+    // One warp of the warpgroup does less.
+    let shown = run(0, "bool accumulate =", "if (warp == 2 && k > 0) break;\nbool accumulate =");
+    all_say(&shown, "wgmmas, the first one of its warpgroup");
+    // A store that no one waits for.
+    all_say(&run(0, "tma_store_wait<0>();", ""), "thread 0: exited before tma_store_wait<0>()");
+    // A block of the cluster that leaves while others still need it.
+    let shown = run(5, "__syncwarp();\n        cluster_arrive();\n        cluster_wait();", "");
+    assert!(
+        shown.iter().any(|s| matches!(s, Err(message) if message.contains("has already exited"))),
+        "{shown:?}"
+    );
+    // Barriers that the other block has not made yet.
+    let shown = run(
+        5,
+        "if constexpr (CLUSTER > 1) {\n        cluster_arrive();\n        cluster_wait();\n    } else __syncthreads();",
+        "__syncthreads();",
+    );
+    assert!(shown.iter().any(Result::is_err), "{shown:?}");
+}
