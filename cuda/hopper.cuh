@@ -1,9 +1,10 @@
-// Wrappers for sm_90a (Hopper): mbarriers, TMA, wgmma, clusters, each with its host twin (cuda/host/hopper.h). A kernel that
-// uses them is for sm_90a alone: it compiles for other chips too, and traps there.
+// Wrappers for sm_90a (Hopper): mbarriers, TMA, wgmma, clusters, each with its host twin (cuda/host/hopper.h). A
+// kernel that uses them is for sm_90a alone: it compiles for other chips too, and traps there.
 //
-// Asynchronous operations land as late as is legal on the host: a TMA copy when no thread can go on without it, a wgmma
-// when its warp waits for it, its accumulators being NaN meanwhile. With threads in random order copies also land at once.
-// What the host doesn't see: a missing fence_proxy_async between ordinary writes to shared memory and TMA or wgmma.
+// Asynchronous operations land as late as is legal on the host: a TMA copy when no thread can go on without it, a
+// wgmma when its warp waits for it, its accumulators being NaN meanwhile. With threads in random order copies also
+// land at once. What the host doesn't see: a missing fence_proxy_async between ordinary writes to shared memory and
+// TMA or wgmma.
 #ifndef LOWRANK_HOPPER_CUH
 #define LOWRANK_HOPPER_CUH
 
@@ -28,14 +29,17 @@ __device__ __forceinline__ void mbarrier_init(uint64_t *barrier, unsigned count)
     HOST(host::mbarrier_init(barrier, count));
 }
 // Makes initialised barriers visible to TMA and to the cluster; a barrier of the threads must follow.
-__device__ __forceinline__ void fence_mbarrier_init() { HOPPER_PTX("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void fence_mbarrier_init() {
+    HOPPER_PTX("fence.mbarrier_init.release.cluster;" :: : "memory");
+}
 __device__ __forceinline__ void mbarrier_arrive(uint64_t *barrier) {
     HOPPER_PTX("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
     HOST(host::mbarrier_arrive(barrier, 0, host::own_block));
 }
 // Arrives, and lets the phase wait for `bytes` more, which TMA brings.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t *barrier, unsigned bytes) {
-    HOPPER_PTX("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    HOPPER_PTX("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes) : "memory");
     HOST(host::mbarrier_arrive(barrier, bytes, host::own_block));
 }
 // Arrives at the same barrier of block `rank` of the cluster.
@@ -68,30 +72,30 @@ __device__ __forceinline__ void mbarrier_wait_cluster(uint64_t *barrier, unsigne
     HOST(host::mbarrier_wait(barrier, parity, site));
 }
 
-// ---- TMA: one thread starts a copy of a box ----
-// Coordinates are of the box's first element, innermost dimension first; elements outside of the tensor are read as
-// zeros and not written. In shared memory a box is dense, innermost first, 128-byte aligned; with a swizzle of 32, 64 or
-// 128 bytes its innermost dimension has just that size and 16-byte chunks change places: address bits 4 to 4 + n are
-// those of the dense box xor bits 7 to 7 + n (n = 1, 2, 3 bits). Start boxes at multiples of 1024 bytes then.
+// ---- TMA: one thread starts a copy of a box ---- Coordinates are of the box's first element, innermost dimension
+// first; elements outside of the tensor are read as zeros and not written. In shared memory a box is dense,
+// innermost first, 128-byte aligned; with a swizzle of 32, 64 or 128 bytes its innermost dimension has just that
+// size and 16-byte chunks change places: address bits 4 to 4 + n are those of the dense box xor bits 7 to 7 + n (n
+// = 1, 2, 3 bits). Start boxes at multiples of 1024 bytes then.
 
 // The tensor's box to shared memory; its bytes are counted by the mbarrier.
 __device__ __forceinline__ void tma_load_2d(void *shared, const tensor_map *map, uint64_t *barrier, int x, int y) {
-    HOPPER_PTX("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-            shared_address(shared)),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
-        : "memory");
+    HOPPER_PTX(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
+            "r"(shared_address(shared)),
+        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y) : "memory");
     HOST(host::tma_load(shared, map, barrier, 0, {x, y}));
 }
-__device__ __forceinline__ void tma_load_3d(void *shared, const tensor_map *map, uint64_t *barrier, int x, int y, int z) {
-    HOPPER_PTX("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-            shared_address(shared)),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
-        : "memory");
+__device__ __forceinline__ void tma_load_3d(void *shared, const tensor_map *map, uint64_t *barrier, int x, int y,
+                                            int z) {
+    HOPPER_PTX("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+               "%5}], [%2];" ::"r"(shared_address(shared)),
+               "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory");
     HOST(host::tma_load(shared, map, barrier, 0, {x, y, z}));
 }
 // To the same place in every block of the cluster whose rank is a bit of `blocks`, counted by each one's own barrier.
-__device__ __forceinline__ void tma_load_2d_multicast(void *shared, const tensor_map *map, uint64_t *barrier, int x, int y,
-                                                      uint16_t blocks) {
+__device__ __forceinline__ void tma_load_2d_multicast(void *shared, const tensor_map *map, uint64_t *barrier, int x,
+                                                      int y, uint16_t blocks) {
     HOPPER_PTX("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
         "[%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(shared)),
         "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(blocks)
@@ -181,15 +185,13 @@ template <int registers> __device__ __forceinline__ void fewer_registers() {
 }
 // The reverse of ldmatrix_x4: stores four 8 x 8 matrices to the rows that the lanes name.
 __device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t r[4] SITE) {
-    HOPPER_PTX("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]),
-        "r"(r[2]), "r"(r[3])
-        : "memory");
+    HOPPER_PTX("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
     HOST(host::stmatrix("stmatrix_x4", row, r, false, site));
 }
 __device__ __forceinline__ void stmatrix_x4_trans(void *row, const uint32_t r[4] SITE) {
-    HOPPER_PTX("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(r[0]),
-        "r"(r[1]), "r"(r[2]), "r"(r[3])
-        : "memory");
+    HOPPER_PTX("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
     HOST(host::stmatrix("stmatrix_x4_trans", row, r, true, site));
 }
 

@@ -18,21 +18,22 @@
 // DYNAMIC_SHARED(name); is the launch's dynamic shared memory as unsigned char *, 1024-byte aligned.
 // Both have undefined contents at first.
 #ifdef LOWRANK_HOST
-#define KERNEL(name, params_type, ...)                                                                                 \
-    static void name(const params_type &p);                                                                            \
-    static const ::host::Registration registration_of_##name(                                                         \
-        #name, sizeof(params_type), [](const void *p) { name(*static_cast<const params_type *>(p)); }, __VA_ARGS__);    \
+#define KERNEL(name, params_type, ...)                                                                             \
+    static void name(const params_type &p);                                                                        \
+    static const ::host::Registration registration_of_##name(                                                      \
+        #name, sizeof(params_type), [](const void *p) { name(*static_cast<const params_type *>(p)); },             \
+        __VA_ARGS__);                                                                                              \
     static void name([[maybe_unused]] const params_type &p)
-#define SHARED(type, name, count)                                                                                      \
-    static const char key_of_##name = 0;                                                                               \
+#define SHARED(type, name, count)                                                                                  \
+    static const char key_of_##name = 0;                                                                           \
     auto &name = *static_cast<type(*)[count]>(::host::shared(&key_of_##name, #name, sizeof(type) * (count)))
 #define DYNAMIC_SHARED(name) unsigned char *const name = ::host::dynamic_shared()
 #else
-#define KERNEL(name, params_type, ...)                                                                                 \
+#define KERNEL(name, params_type, ...)                                                                             \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ params_type p)
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
-#define DYNAMIC_SHARED(name)                                                                                           \
-    extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];                                           \
+#define DYNAMIC_SHARED(name)                                                                                       \
+    extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];                                       \
     unsigned char *const name = dynamic_shared_memory
 #endif
 
@@ -56,7 +57,8 @@ __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((uint
 __device__ __forceinline__ float to_float(f16 x) {
     uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, exponent = (x.bits >> 10) & 31, fraction = x.bits & 0x3ff;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13 | (fraction ? 0x400000u : 0));
-    // Read as an f32 with the same bits of exponent, the value is 2^-112 of the true one: exact, zeros and denormals too.
+    // Read as an f32 with the same bits of exponent, the value is 2^-112 of the true one: exact, zeros and
+    // denormals too.
     return __uint_as_float(sign | exponent << 23 | fraction << 13) * 0x1p112f;
 }
 

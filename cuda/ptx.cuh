@@ -1,5 +1,5 @@
-// Inline assembly for sm_80 and up: all of it is here, each wrapper with its host twin (cuda/host/ptx.h), so a kernel
-// that keeps to these wrappers also runs on the host.
+// Inline assembly for sm_80 and up (hopper.cuh has sm_90a's): all of it is here, each wrapper with its host twin
+// (cuda/host/ptx.h), so a kernel that keeps to these wrappers also runs on the host.
 //
 // Fragments of a warp's matrices (PTX ISA, "Matrix Fragments"). With g = lane / 4 and t = lane % 4, a 32-bit register
 // of 16-bit elements holds two neighbours, the lower index in the lower half:
@@ -9,9 +9,10 @@
 //             B [8, 8]    b[0] = (k = t, n = g)  b[1] = (k = t + 4, n = g)
 //   both      D [16, 8]   d[0..1] = (g, 2t..2t+1)  d[2..3] = (g + 8, 2t..2t+1)
 // ldmatrix loads 8 x 8 matrices of 16-bit elements, whose rows are 16 bytes: lane l gives the address of row l % 8 of
-// matrix l / 8, and r[i] gets (g, 2t..2t+1) of matrix i, or, transposed, (2t..2t+1, g). So four matrices
-// [0..8, 0..8], [8..16, 0..8], [0..8, 8..16], [8..16, 8..16] of a row-major A are m16n8k16's A; a [n, k] row-major B's
-// (k contiguous) two matrices [n, 0..8], [n, 8..16] are its B; a [k, n] row-major B's are [0..8, n], [8..16, n] transposed.
+// matrix l / 8, and r[i] gets (g, 2t..2t+1) of matrix i, or, transposed, (2t..2t+1, g). So the four matrices
+//   [0..8, 0..8], [8..16, 0..8], [0..8, 8..16], [8..16, 8..16]  of a row-major A are m16n8k16's A,
+//   [n, 0..8], [n, 8..16]                                       of a B stored [n, k] are its B,
+//   [0..8, n], [8..16, n], transposed                           of a B stored [k, n] are its B.
 #ifndef LOWRANK_PTX_CUH
 #define LOWRANK_PTX_CUH
 
@@ -37,8 +38,8 @@ __device__ __forceinline__ uint32_t shared_address(const void *shared) {
 }
 #endif
 
-// Starts a copy of 16 bytes (both addresses 16-byte aligned) past L1; of them valid_bytes are read, the others become 0.
-// It has happened for this thread when cp_async_wait says so, for others after a barrier that follows.
+// Starts a copy of 16 bytes (both addresses 16-byte aligned) past L1; of them valid_bytes are read, the others
+// become 0. It has happened for this thread when cp_async_wait says so, for others after a barrier that follows.
 __device__ __forceinline__ void cp_async16(void *shared, const void *global, unsigned valid_bytes = 16) {
     PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
         : "memory");
@@ -164,7 +165,8 @@ __device__ __forceinline__ uint32_t prmt(uint32_t a, uint32_t b, uint32_t select
     HOST(bytes = host::prmt(a, b, selector));
     return bytes;
 }
-// Any bitwise function of three words: bit 4 a + 2 b + c of `table` is its value, so (0xf0 & 0xcc) | 0xaa is a & b | c.
+// Any bitwise function of three words: bit 4 a + 2 b + c of `table` is its value, so (0xf0 & 0xcc) | 0xaa is a & b
+// | c.
 template <int table> __device__ __forceinline__ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t word;
     PURE_PTX("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(word) : "r"(a), "r"(b), "r"(c), "n"(table));
@@ -172,8 +174,8 @@ template <int table> __device__ __forceinline__ uint32_t lop3(uint32_t a, uint32
     return word;
 }
 
-// 16 bytes of memory that no one writes while the kernel runs, read once: they don't stay in L1, and, with evict_first,
-// leave L2 before others.
+// 16 bytes of memory that no one writes while the kernel runs, read once: they don't stay in L1, and, with
+// evict_first, leave L2 before others.
 __device__ __forceinline__ uint4 load128_once(const void *global) {
     uint4 v;
     PTX("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -202,7 +204,8 @@ __device__ __forceinline__ void store128(void *global, uint4 v) {
     HOST(host::store128(global, v));
 }
 __device__ __forceinline__ void store128_once(void *global, uint4 v) {
-    PTX("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    PTX("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z),
+        "r"(v.w) : "memory");
     HOST(host::store128(global, v));
 }
 

@@ -1,21 +1,24 @@
-// wgmma for sm_90a: a warpgroup (four warps, the first one's index a multiple of 4) multiplies matrices in shared memory.
+// wgmma for sm_90a: a warpgroup (four warps, the first one's index a multiple of 4) multiplies matrices in shared
+// memory.
 //
 //   wgmma_bf16<N, trans_a, trans_b>(d, a, b, accumulate)   D [64, N] (+)= A [64, 16] B [16, N], N = 8, 16, ..., 256
 //
-// d [N / 2] of a thread: with w the warp in its group, g = lane / 4, t = lane % 4, d[4 j + i] is
-// (row 16 w + g + 8 (i / 2), column 8 j + 2 t + i % 2). a is a descriptor, or four registers laid out as mma_bf16's A with
-// rows 16 w + g. b is a descriptor. The operation is asynchronous: wgmma_fence() before the first one after anything else
-// touched d or a, wgmma_commit() after a group of them, wgmma_wait<n>() until at most the n latest groups are under way;
-// before that d is not to be read.
+// d [N / 2] of a thread: with w the warp in its group, g = lane / 4, t = lane % 4, d[4 j + i] is (row 16 w + g + 8
+// (i / 2), column 8 j + 2 t + i % 2). a is a descriptor, or four registers laid out as mma_bf16's A with rows 16 w
+// + g. b is a descriptor. The operation is asynchronous: wgmma_fence() before the first one after anything else
+// touched d or a, wgmma_commit() after a group of them, wgmma_wait<n>() until at most the n latest groups are under
+// way; before that d is not to be read.
 //
-// Descriptors (PTX ISA, "Matrix Descriptor"; "row" is an index of M or N). A tile is made of atoms of 8 rows, with the
-// swizzle of TMA (see hopper.cuh), at multiples of 1024 bytes:
-//   K-major (trans 0, k contiguous): a row of an atom has 32, 64 or 128 bytes (the swizzle); `stride` is the distance of
-//     8 rows and `leading` is ignored. Without a swizzle an atom is 8 rows of 16 bytes, and `leading` is the distance from
-//     one such atom to that of the next 8 k. The next 16 k are 32 bytes further: advance the address.
-//   MN-major (trans 1, rows contiguous): a line of k has 16, 32 or 64 rows in its 32, 64 or 128 bytes, 8 lines make an atom;
-//     `stride` is the distance to the next 8 k, `leading` that to the next 16, 32 or 64 rows. Without a swizzle an atom is 8
-//     lines of 16 bytes, `leading` is the distance to the next 8 k and `stride` that to the next 8 rows.
+// Descriptors (PTX ISA, "Matrix Descriptor"; "row" is an index of M or N). A tile is made of atoms of 8 rows, with
+// the swizzle of TMA (see hopper.cuh), at multiples of 1024 bytes:
+//   K-major (trans 0, k contiguous): a row of an atom has 32, 64 or 128 bytes (the swizzle); `stride` is the
+//     distance of 8 rows and `leading` is ignored. Without a swizzle an atom is 8 rows of 16 bytes, and `leading`
+//     is the distance from one such atom to that of the next 8 k. The next 16 k are 32 bytes further: advance the
+//     address.
+//   MN-major (trans 1, rows contiguous): a line of k has 16, 32 or 64 rows in its 32, 64 or 128 bytes, 8 lines make
+//     an atom; `stride` is the distance to the next 8 k, `leading` that to the next 16, 32 or 64 rows. Without a
+//     swizzle an atom is 8 lines of 16 bytes, `leading` is the distance to the next 8 k and `stride` that to the
+//     next 8 rows.
 #ifndef LOWRANK_WGMMA_CUH
 #define LOWRANK_WGMMA_CUH
 
@@ -30,7 +33,9 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(const void *shared, unsigne
         (uint64_t)swizzle << 62;
 }
 // The same tile `bytes` further.
-__device__ __forceinline__ uint64_t wgmma_advance(uint64_t descriptor, unsigned bytes) { return descriptor + (bytes >> 4); }
+__device__ __forceinline__ uint64_t wgmma_advance(uint64_t descriptor, unsigned bytes) {
+    return descriptor + (bytes >> 4);
+}
 
 __device__ __forceinline__ void wgmma_fence(SITE_ALONE) {
     HOPPER_PTX("wgmma.fence.sync.aligned;" ::: "memory");
@@ -58,8 +63,8 @@ void wgmma_bf16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accu
 }
 #else
 // One shape each. Operands: %0 b, %1 accumulate, %2 to %5 a (a descriptor and three that are not used, or four
-// registers), %6 and on d; only d changes, "+" of the others puts them before d, so that their numbers are the same for
-// every shape.
+// registers), %6 and on d; only d changes, "+" of the others puts them before d, so that their numbers are the same
+// for every shape.
 template <int N> struct Wgmma;
 #define WGMMA_R8 "%6, %7, %8, %9"
 #define WGMMA_R16 WGMMA_R8 ", %10, %11, %12, %13"

@@ -73,6 +73,14 @@ fn a_pipelined_gemm_is_exact_in_every_order() {
     }
 }
 
+#[test]
+fn other_processors_switch_by_the_c_library() {
+    let library = Library::load_with("reduce", None, &["LOWRANK_UCONTEXT"]);
+    for order in ORDERS {
+        assert_eq!(run_reduce(&library, 256, 97, order), Ok(true), "{order}");
+    }
+}
+
 #[repr(C)]
 struct ConversionsParams {
     x: *const f32,
@@ -297,6 +305,11 @@ fn planted_faults_of_a_reduction_are_caught() {
     let library = mutant("i < p.columns", "i <= p.columns");
     all_say(&run(&library, 1024), "0 bytes past the end of an allocation of 12288 bytes");
     assert_eq!(run(&library, 1000), [Ok(false), Ok(false), Ok(false)]);
+
+    // A vector that doesn't lie at a multiple of its size.
+    let library =
+        mutant("sum += row[i]", "sum += ((const float4 *)(row + 1))->x + ((const float4 *)(row + 1))->w");
+    all_say(&run(&library, 1000), "access to an address that is misaligned or none at all");
 
     // And written.
     let shown = run(&mutant("p.sums[blockIdx.x]", "p.sums[blockIdx.x + 1]"), 9);

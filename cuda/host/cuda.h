@@ -17,18 +17,12 @@
 #define __align__(n) alignas(n)
 
 // Vector types, aligned as CUDA's.
-#define VECTOR_TYPES(element, name, alignment2, alignment4)                                                            \
-    struct alignas(alignment2) name##2 {                                                                               \
-        element x, y;                                                                                                  \
-    };                                                                                                                 \
-    struct name##3 {                                                                                                   \
-        element x, y, z;                                                                                               \
-    };                                                                                                                 \
-    struct alignas(alignment4) name##4 {                                                                               \
-        element x, y, z, w;                                                                                            \
-    };                                                                                                                 \
-    inline constexpr name##2 make_##name##2(element x, element y) { return {x, y}; }                                   \
-    inline constexpr name##3 make_##name##3(element x, element y, element z) { return {x, y, z}; }                     \
+#define VECTOR_TYPES(element, name, alignment2, alignment4)                                                        \
+    struct alignas(alignment2) name##2 { element x, y; };                                                          \
+    struct name##3 { element x, y, z; };                                                                           \
+    struct alignas(alignment4) name##4 { element x, y, z, w; };                                                    \
+    inline constexpr name##2 make_##name##2(element x, element y) { return {x, y}; }                               \
+    inline constexpr name##3 make_##name##3(element x, element y, element z) { return {x, y, z}; }                 \
     inline constexpr name##4 make_##name##4(element x, element y, element z, element w) { return {x, y, z, w}; }
 VECTOR_TYPES(float, float, 8, 16)
 VECTOR_TYPES(int, int, 8, 16)
@@ -45,7 +39,9 @@ namespace host {
 struct Site {
     const char *file;
     int line;
-    static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
 };
 
 // What a thread can ask about itself. `self` is null outside of kernels.
@@ -214,10 +210,18 @@ template <typename T> void __stcs(T *p, T value) { *p = value; }
 
 // Atomics on integers.
 #define INTEGERS(T) std::enable_if_t<std::is_integral_v<T>, T>
-template <typename T> INTEGERS(T) atomicAdd(T *p, std::common_type_t<T> x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
-template <typename T> INTEGERS(T) atomicOr(T *p, std::common_type_t<T> x) { return __atomic_fetch_or(p, x, __ATOMIC_RELAXED); }
-template <typename T> INTEGERS(T) atomicAnd(T *p, std::common_type_t<T> x) { return __atomic_fetch_and(p, x, __ATOMIC_RELAXED); }
-template <typename T> INTEGERS(T) atomicExch(T *p, std::common_type_t<T> x) { return __atomic_exchange_n(p, x, __ATOMIC_RELAXED); }
+template <typename T> INTEGERS(T) atomicAdd(T *p, std::common_type_t<T> x) {
+    return __atomic_fetch_add(p, x, __ATOMIC_RELAXED);
+}
+template <typename T> INTEGERS(T) atomicOr(T *p, std::common_type_t<T> x) {
+    return __atomic_fetch_or(p, x, __ATOMIC_RELAXED);
+}
+template <typename T> INTEGERS(T) atomicAnd(T *p, std::common_type_t<T> x) {
+    return __atomic_fetch_and(p, x, __ATOMIC_RELAXED);
+}
+template <typename T> INTEGERS(T) atomicExch(T *p, std::common_type_t<T> x) {
+    return __atomic_exchange_n(p, x, __ATOMIC_RELAXED);
+}
 template <typename T> INTEGERS(T) atomicCAS(T *p, std::common_type_t<T> expected, std::common_type_t<T> x) {
     __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return expected;

@@ -1,9 +1,9 @@
 // The executor's own view of a launch. Kernels see cuda.h and ptx.h only.
 //
-// One fiber per CUDA thread, all on the OS thread that launches. A thread runs until it waits; then another one that
-// can run is chosen: the lowest, the highest or a random one. Blocks run one after the other, in the same kind of order;
-// the blocks of a cluster run together. A thread that has not begun needs no stack of its own, so a kernel in which
-// nothing waits runs on one stack.
+// One fiber per CUDA thread, all on the OS thread that launches. A thread runs until it waits; then another one
+// that can run is chosen: the lowest, the highest or a random one. Blocks run one after the other, in the same kind
+// of order; the blocks of a cluster run together. A thread that has not begun needs no stack of its own, so a
+// kernel in which nothing waits runs on one stack.
 #ifndef LOWRANK_HOST_EXECUTOR_H
 #define LOWRANK_HOST_EXECUTOR_H
 
@@ -65,7 +65,8 @@ struct Stack {
     unsigned char *pages = nullptr, *top = nullptr;
     size_t mapped = 0;
 
-    // Stack number n: neighbours begin at different offsets in their pages, or they would meet in the same cache lines.
+    // Stack number n: neighbours begin at different offsets in their pages, or they would meet in the same cache
+    // lines.
     static Stack map(size_t n);
     void unmap();
 };
@@ -222,6 +223,10 @@ struct Executor {
 
 extern thread_local Executor *executor __attribute__((tls_model("initial-exec")));
 inline Lane *this_lane() { return static_cast<Lane *>(self); }
+// "name (file:line)"; "kernel K, block (x, y, z), thread t: "; what a fault was.
+std::string site_text(const char *operation, Site site);
+std::string thread_text(const Lane &lane);
+std::string fault_text(const Fault &fault);
 // The shared array that holds these bytes; else the kernel fails.
 void check_shared(const char *operation, const void *p, size_t bytes, size_t alignment);
 // The bytes at a descriptor's address.

@@ -6,7 +6,8 @@ namespace host {
 
 static Block &block_of_rank(unsigned rank) {
     if (rank == own_block) return *this_lane()->owner;
-    if (rank >= executor->blocks.size()) fail("the cluster has %zu blocks, none of rank %u", executor->blocks.size(), rank);
+    if (rank >= executor->blocks.size())
+        fail("the cluster has %zu blocks, none of rank %u", executor->blocks.size(), rank);
     Block &block = executor->blocks[rank];
     if (block.running == 0) fail("block %u of the cluster has already exited", rank);
     return block;
@@ -19,7 +20,8 @@ template <typename T> static T *in_block(T *shared, size_t bytes, unsigned rank)
     for (const SharedArray &own : this_lane()->owner->shared) {
         if (!own.region.holds(shared, bytes)) continue;
         for (const SharedArray &other : block.shared)
-            if (other.key == own.key) return (T *)(other.region.begin + ((const unsigned char *)shared - own.region.begin));
+            if (other.key == own.key)
+                return (T *)(other.region.begin + ((const unsigned char *)shared - own.region.begin));
     }
     fail("block %u of the cluster does not have this shared memory yet: a cluster barrier is missing", rank);
 }
@@ -104,7 +106,8 @@ void mbarrier_arrive(uint64_t *barrier, unsigned expected_bytes, unsigned rank) 
     check_shared("mbarrier_arrive", barrier, 8, 8);
     MBarrier &b = mbarrier("mbarrier_arrive", in_block(barrier, 8, rank));
     b.bytes += expected_bytes;
-    if (b.pending == 0) fail("mbarrier_arrive: all %u arrivals of this phase have come already", (unsigned)b.expected);
+    if (b.pending == 0)
+        fail("mbarrier_arrive: all %u arrivals of this phase have come already", (unsigned)b.expected);
     b.pending--;
     end_phase_if_complete(b);
 }
@@ -154,13 +157,16 @@ static_assert(sizeof(HostTensorMap) <= sizeof(tensor_map), "fits");
 constexpr uint64_t host_magic = 0x70616d20726f7374;
 
 // Address bits 4 to 3 + bits, xor those three further up.
-static uintptr_t swizzled(uintptr_t address, unsigned bits) { return address ^ ((address >> 3) & (((1u << bits) - 1) << 4)); }
+static uintptr_t swizzled(uintptr_t address, unsigned bits) {
+    return address ^ ((address >> 3) & (((1u << bits) - 1) << 4));
+}
 
 static const HostTensorMap &host_map(const char *operation, const tensor_map *map, size_t coordinates) {
     auto &m = *(const HostTensorMap *)map;
     if ((uintptr_t)map % 64 != 0) fail("%s: the tensor map is not 64-byte aligned", operation);
     if (m.magic != host_magic) fail("%s: no tensor map that lowrank_host_encode_tensor_map made", operation);
-    if (m.rank != coordinates) fail("%s: %zu coordinates for a tensor of %u dimensions", operation, coordinates, m.rank);
+    if (m.rank != coordinates)
+        fail("%s: %zu coordinates for a tensor of %u dimensions", operation, coordinates, m.rank);
     return m;
 }
 
@@ -212,7 +218,8 @@ static void load_box(const Box &box) {
     });
 }
 
-void tma_load(void *shared, const tensor_map *map, uint64_t *barrier, uint16_t blocks, std::initializer_list<int> at) {
+void tma_load(void *shared, const tensor_map *map, uint64_t *barrier, uint16_t blocks,
+              std::initializer_list<int> at) {
     const HostTensorMap &m = host_map("tma_load", map, at.size());
     size_t bytes = box_bytes(m);
     check_shared("tma_load", shared, bytes, 128);
@@ -265,9 +272,9 @@ bool elect_one(Site site) {
 }
 } // namespace host
 
-// Makes the host's form of a tensor map; arguments as of cuTensorMapEncodeTiled: sizes of the tensor in elements and of
-// the box, innermost first; strides in bytes of the dimensions after the first; swizzle 0 none, 1 to 3: 32, 64, 128
-// bytes. 0, or 1 with a message.
+// Makes the host's form of a tensor map; arguments as of cuTensorMapEncodeTiled: sizes of the tensor in elements
+// and of the box, innermost first; strides in bytes of the dimensions after the first; swizzle 0 none, 1 to 3: 32,
+// 64, 128 bytes. 0, or 1 with a message.
 extern "C" __attribute__((visibility("default"))) int
 lowrank_host_encode_tensor_map(void *map, unsigned element_bytes, unsigned rank, void *base, const uint64_t *dims,
                                const uint64_t *strides, const uint32_t *box, int swizzle, char *message,
@@ -285,18 +292,23 @@ lowrank_host_encode_tensor_map(void *map, unsigned element_bytes, unsigned rank,
     m.strides[0] = element_bytes;
     for (unsigned d = 0; d < rank; d++) {
         std::string dimension = "dimension " + std::to_string(d);
-        if (dims[d] == 0 || dims[d] > (uint64_t)1 << 32) return wrong(dimension + " has " + std::to_string(dims[d]) + " elements");
-        if (box[d] == 0 || box[d] > 256) return wrong(dimension + " has a box of " + std::to_string(box[d]) + ", expected 1 to 256");
+        if (dims[d] == 0 || dims[d] > (uint64_t)1 << 32)
+            return wrong(dimension + " has " + std::to_string(dims[d]) + " elements");
+        if (box[d] == 0 || box[d] > 256)
+            return wrong(dimension + " has a box of " + std::to_string(box[d]) + ", expected 1 to 256");
         if (d > 0 && strides[d - 1] % 16 != 0)
-            return wrong(dimension + " has a stride of " + std::to_string(strides[d - 1]) + " bytes, expected a multiple of 16");
+            return wrong(dimension + " has a stride of " + std::to_string(strides[d - 1]) +
+                         " bytes, expected a multiple of 16");
         m.dims[d] = dims[d];
         m.box[d] = (uint16_t)box[d];
         if (d > 0) m.strides[d] = strides[d - 1];
     }
     unsigned inner = box[0] * element_bytes, span = swizzle == 0 ? 0 : 16u << swizzle;
-    if (inner % 16 != 0) return wrong("the box's rows have " + std::to_string(inner) + " bytes, expected a multiple of 16");
+    if (inner % 16 != 0)
+        return wrong("the box's rows have " + std::to_string(inner) + " bytes, expected a multiple of 16");
     if (span != 0 && inner != span)
-        return wrong("the box's rows have " + std::to_string(inner) + " bytes, expected the swizzle's " + std::to_string(span));
+        return wrong("the box's rows have " + std::to_string(inner) + " bytes, expected the swizzle's " +
+                     std::to_string(span));
     m.magic = host::host_magic;
     m.base = (unsigned char *)base;
     m.rank = (uint8_t)rank;

@@ -145,7 +145,8 @@ void Stack::unmap() {
 
 uint32_t shared_address(const void *shared) {
     for (const host::SharedArray &array : host::this_lane()->owner->shared)
-        if (array.region.holds(shared, 0)) return array.address + (uint32_t)((const unsigned char *)shared - array.region.begin);
+        if (array.region.holds(shared, 0))
+            return array.address + (uint32_t)((const unsigned char *)shared - array.region.begin);
     host::fail("%p is not in shared memory", shared);
 }
 

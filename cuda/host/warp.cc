@@ -92,7 +92,8 @@ void ldmatrix(const char *operation, uint32_t *r, unsigned matrices, const void 
             auto *own = (const LoadMatrix *)deposits[l];
             for (unsigned i = 0; i < own->matrices; i++) {
                 void *const *rows = deposits + 8 * i + 2 * (l % 4);
-                uint32_t low = ((const LoadMatrix *)rows[0])->row[l / 4], high = ((const LoadMatrix *)rows[1])->row[l / 4];
+                uint32_t low = ((const LoadMatrix *)rows[0])->row[l / 4],
+                         high = ((const LoadMatrix *)rows[1])->row[l / 4];
                 own->r[i] = high << 16 | low;
             }
         }
@@ -111,7 +112,8 @@ void stmatrix(const char *operation, void *row, const uint32_t *r, bool transpos
     StoreMatrix store{(uint16_t *)row, r};
     static const auto element = [](void *const *deposits, unsigned i, unsigned l, bool across, unsigned half) {
         unsigned line = across ? 2 * (l % 4) + half : l / 4, at = across ? l / 4 : 2 * (l % 4) + half;
-        ((const StoreMatrix *)deposits[8 * i + line])->row[at] = (uint16_t)(((const StoreMatrix *)deposits[l])->r[i] >> 16 * half);
+        ((const StoreMatrix *)deposits[8 * i + line])->row[at] =
+            (uint16_t)(((const StoreMatrix *)deposits[l])->r[i] >> 16 * half);
     };
     auto straight = [](uint32_t, void *const *deposits) {
         for (unsigned n = 0; n < 256; n++) element(deposits, n / 64, n / 2 % 32, false, n % 2);
@@ -183,7 +185,11 @@ static void mma(const char *operation, float *d, const uint32_t *a, const uint32
     Mma mma{d, a, b};
     collective(operation, all_lanes, &mma, compute, site);
 }
-void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, Site site) { mma("mma_bf16", d, a, b, mma_k16<bf16>, site); }
-void mma_f16(float *d, const uint32_t *a, const uint32_t *b, Site site) { mma("mma_f16", d, a, b, mma_k16<f16>, site); }
+void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, Site site) {
+    mma("mma_bf16", d, a, b, mma_k16<bf16>, site);
+}
+void mma_f16(float *d, const uint32_t *a, const uint32_t *b, Site site) {
+    mma("mma_f16", d, a, b, mma_k16<f16>, site);
+}
 void mma_tf32(float *d, const uint32_t *a, const uint32_t *b, Site site) { mma("mma_tf32", d, a, b, mma_k8, site); }
 } // namespace host

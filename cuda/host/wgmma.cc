@@ -1,5 +1,5 @@
-// wgmma on the host. A warp's part of an operation, sixteen rows of D, depends on no other warp, so each warp does its own
-// when it waits for it.
+// wgmma on the host. A warp's part of an operation, sixteen rows of D, depends on no other warp, so each warp does
+// its own when it waits for it.
 #include "executor.h"
 
 namespace host {
@@ -22,7 +22,8 @@ void wgmma_fence(Site site) {
 
 void wgmma_commit(Site site) {
     whole_warpgroup("wgmma_commit");
-    collective("wgmma_commit", 0xffffffff, nullptr, [](uint32_t, void *const *) { this_warp().wgmmas.commit(); }, site);
+    collective(
+        "wgmma_commit", 0xffffffff, nullptr, [](uint32_t, void *const *) { this_warp().wgmmas.commit(); }, site);
 }
 
 struct Issue {

@@ -48,9 +48,15 @@ pub struct Library {
 impl Library {
     /// `tests/cuda/<name>.cu`, with a piece of its text exchanged where one is given.
     pub fn load(name: &str, mutation: Option<(&str, &str)>) -> Self {
+        Self::load_with(name, mutation, &[])
+    }
+
+    /// The same with these macros defined.
+    pub fn load_with(name: &str, mutation: Option<(&str, &str)>, defines: &[&str]) -> Self {
         let file = format!("{name}.cu");
         let source = root().join("tests/cuda").join(&file);
-        let mut kernels = HostKernels { sources: vec![source.clone()], ..Default::default() };
+        let defines = defines.iter().map(|define| define.to_string()).collect();
+        let mut kernels = HostKernels { sources: vec![source.clone()], defines, ..Default::default() };
         if let Some((piece, other)) = mutation {
             let text = std::fs::read_to_string(source).unwrap();
             assert_eq!(text.matches(piece).count(), 1, "{piece:?} in {file}");

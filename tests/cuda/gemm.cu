@@ -11,11 +11,13 @@ constexpr int ROWS = 64, COLUMNS = 64, STEP = 32; // of a block, one step of k
 constexpr int STRIDE = STEP + 8;                  // rows of a tile in shared memory, so that ldmatrix meets all banks
 
 // Starts the copy of 64 rows, those past `rows` as zeros.
-__device__ __forceinline__ void copy_tile(bf16 *tile, const bf16 *from, uint32_t first, uint32_t rows, uint32_t ld, uint32_t k) {
+__device__ __forceinline__ void copy_tile(bf16 *tile, const bf16 *from, uint32_t first, uint32_t rows, uint32_t ld,
+                                          uint32_t k) {
     for (uint32_t i = threadIdx.x; i < ROWS * STEP / 8; i += blockDim.x) {
         uint32_t row = i / (STEP / 8), column = i % (STEP / 8) * 8;
         bool inside = first + row < rows;
-        cp_async16(tile + row * STRIDE + column, from + (inside ? (size_t)(first + row) * ld + k + column : 0), inside ? 16 : 0);
+        cp_async16(tile + row * STRIDE + column, from + (inside ? (size_t)(first + row) * ld + k + column : 0),
+                   inside ? 16 : 0);
     }
 }
 
@@ -53,7 +55,8 @@ KERNEL(gemm, gemm_params, 128) {
     }
     for (int i = 0; i < COLUMNS / 8; i++)
         for (int j = 0; j < 4; j++) {
-            uint32_t row = first_row + warp * 16 + lane / 4 + j / 2 * 8, column = first_column + i * 8 + lane % 4 * 2 + j % 2;
+            uint32_t row = first_row + warp * 16 + lane / 4 + j / 2 * 8,
+                     column = first_column + i * 8 + lane % 4 * 2 + j % 2;
             if (row < p.m && column < p.n) p.d[(size_t)row * p.n + column] = sums[i][j];
         }
 }

@@ -60,7 +60,8 @@ __device__ __forceinline__ void hopper_gemm(const hopper_gemm_params &p) {
             if constexpr (A_IN_REGISTERS) {
                 for (int k = 0; k < STEP; k += 16)
                     for (int i = 0; i < 4; i++) {
-                        uint32_t r = row + warp * 16 + lane / 4 + i % 2 * 8, c = step * STEP + k + lane % 4 * 2 + i / 2 * 8;
+                        uint32_t r = row + warp * 16 + lane / 4 + i % 2 * 8,
+                                 c = step * STEP + k + lane % 4 * 2 + i / 2 * 8;
                         bool inside = r < p.m && c < p.k;
                         fragments[k / 16][i] = inside ? *(const uint32_t *)(p.a_rows + (size_t)r * p.k + c) : 0;
                     }
