@@ -1,5 +1,5 @@
 //! Compiles `cpu/*.c` once per instruction set of the target, of which one is chosen at run time, and, where nvcc is
-//! found, `cuda/*.cu` for every chip.
+//! found, `cuda/*.cu` for every chip. A kernel that spills registers is a warning, with `LOWRANK_CUDA_DENY_SPILLS` an error.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,7 +55,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// Writes `kernels.pack`: for each source a fat binary behind its length; nothing where there is no nvcc.
 fn pack_cuda_kernels() {
-    for variable in ["NVCC", "CUDA_HOME", "LOWRANK_CUDA_CHIPS"] {
+    for variable in ["NVCC", "CUDA_HOME", "LOWRANK_CUDA_CHIPS", "LOWRANK_CUDA_DENY_SPILLS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -87,8 +87,20 @@ fn find_nvcc() -> Option<PathBuf> {
 
 /// The fat binary of one source, compiled only when the source, a header or the compiler's flags have changed.
 fn fat_binary(nvcc: &Path, source: &Path, out: &Path) -> Vec<u8> {
-    let mut arguments: Vec<String> =
-        ["-std=c++17", "-O3", "-fmad=false", "-fatbin", "--compress-mode=size"].map(String::from).to_vec();
+    let mut arguments: Vec<String> = [
+        "-std=c++17",
+        "-O3",
+        "-fmad=false",
+        "-fatbin",
+        "--compress-mode=size",
+        "--threads=0",
+        "-Xptxas=-warn-spills",
+    ]
+    .map(String::from)
+    .to_vec();
+    if env::var_os("LOWRANK_CUDA_DENY_SPILLS").is_some() {
+        arguments.push("-Xptxas=-Werror".into());
+    }
     let chosen = env::var("LOWRANK_CUDA_CHIPS").ok();
     for chip in chosen.as_deref().unwrap_or(CHIPS).split(',') {
         arguments.push(format!("-gencode=arch=compute_{chip},code=sm_{chip}"));
@@ -111,8 +123,12 @@ fn fat_binary(nvcc: &Path, source: &Path, out: &Path) -> Vec<u8> {
     }
     let done = Command::new(nvcc).args(&arguments).arg("-o").arg(&image).arg(source).output();
     let done = done.unwrap_or_else(|e| panic!("{}: {e}", nvcc.display()));
+    let message = String::from_utf8_lossy(&done.stderr);
+    for line in message.lines().filter(|line| line.contains("spill")) {
+        println!("cargo::warning={name}.cu: {line}");
+    }
     if !done.status.success() {
-        panic!("{}: nvcc failed:\n{}", source.display(), String::from_utf8_lossy(&done.stderr));
+        panic!("{}: nvcc failed:\n{message}", source.display());
     }
     fs::write(&made_from, inputs).expect("OUT_DIR can be written");
     fs::read(&image).unwrap_or_else(|e| panic!("{}: {e}", image.display()))

@@ -25,9 +25,14 @@ pub const FAMILIES: [&str; 17] = [
     "gemma3_text",
 ];
 
+/// The repository, or the folder that stands for it where tests run without one: `LOWRANK_TEST_ROOT`.
+pub fn root() -> PathBuf {
+    std::env::var_os("LOWRANK_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// The folder of golden files.
 pub fn path(relative: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(relative)
+    root().join("tests/golden").join(relative)
 }
 
 /// The LoRA variants of a family, by folder name.
