@@ -158,7 +158,12 @@ INLINE void pack_columns(uint32_t *dst, size_t width, const void *src, size_t ld
 #define KC 256
 
 #if defined(LOWRANK_AVX512BF16)
-// Scales and zero points of sixteen rows' blocks; whether all are safe to multiply by in hardware.
+INLINE int all_normal(vf x) {
+    vf magnitude = vf_abs(x);
+    return vf_lt(magnitude, vf_set1(NORMAL_SCALE)) == _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_EQ_OQ);
+}
+
+// Scales and zero points (or minimums) of sixteen rows' blocks; whether all are safe to multiply by in hardware.
 INLINE int scales16(const struct quantized *q, size_t row, size_t col, float scale[LANES], float zero[LANES]) {
     size_t run, block = block_of(q, row, col, &run);
     size_t step = q->block_rows == 0 ? q->cols / q->block_cols : q->blocks_per_row;
@@ -166,8 +171,7 @@ INLINE int scales16(const struct quantized *q, size_t row, size_t col, float sca
         scale[i] = scale_of(q, block);
         zero[i] = zero_of(q, block);
     }
-    vf magnitude = vf_abs(vf_load(scale));
-    return vf_lt(magnitude, vf_set1(NORMAL_SCALE)) == _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_EQ_OQ);
+    return all_normal(vf_load(scale)) && (!has_minimums(q) || all_normal(vf_load(zero)));
 }
 
 // Four-bit codes of sixteen rows from `row` on, columns [col, col + k), packed as bf16: the codes are transposed
@@ -207,6 +211,7 @@ INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t ro
                     x[h] = _mm512_permutexvar_ps(_mm512_srlv_epi32(code[h], shift), table);
                     if (q->zeros) x[h] = vf_sub(x[h], zero[h]);
                     x[h] = vf_mul(x[h], scale[h]);
+                    if (has_minimums(q)) x[h] = vf_add(x[h], zero[h]);
                 }
                 vi_store(dst + (first / 2 + (size_t)p) * NR, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
             }
@@ -225,8 +230,11 @@ INLINE int takes_fast_path(const struct quantized *q, size_t col0, size_t k0, si
 INLINE int pack_whole_panel(uint32_t *dst, const struct quantized *q, size_t col0, size_t count, size_t k0, size_t k,
                             int bf16) {
     if (!q->panels || !bf16 || count != PANEL_ROWS || k0 % PANEL_COLS != 0 || k % PANEL_COLS != 0) return 0;
-    if (q->zeros) pack_panel(dst, q, col0, k0, k, 1);
-    else pack_panel(dst, q, col0, k0, k, 0);
+    switch (panel_kind_of(q)) {
+    case PANEL_ZEROS: pack_panel(dst, q, col0, k0, k, PANEL_ZEROS); break;
+    case PANEL_MINIMUMS: pack_panel(dst, q, col0, k0, k, PANEL_MINIMUMS); break;
+    default: pack_panel(dst, q, col0, k0, k, PANEL_PLAIN);
+    }
     return 1;
 }
 #else
@@ -310,7 +318,7 @@ INLINE void prefetch_b_panel(const struct gemm_operand *b, size_t col0, size_t c
                              size_t part, size_t parts) {
     const struct quantized *q = b->quantized;
     const char *data = q ? (const char *)q->codes : b->data;
-    size_t bits = q ? (q->format == CODES_4BIT ? 4 : 8) : 8 * type_size(b->type), ld = q ? q->cols : b->ld;
+    size_t bits = q ? (q->format == CODES_4BIT || q->format == CODES_6BIT ? 4 : 8) : 8 * type_size(b->type), ld = q ? q->cols : b->ld;
     if (q && q->panels) { // they are one stream
         const uint8_t *p = q->codes + panel_byte(q, b->transposed ? col0 : k0, b->transposed ? k0 : col0);
         size_t bytes = b->transposed ? count * k / 2 : 0;

@@ -198,7 +198,7 @@ INLINE size_t gemv_4bit(const int m, const int zeros, const struct quantized *q,
 }
 
 // The same for a matrix laid out for it (panels.h).
-INLINE size_t gemv_panel(const int m, const int zeros, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
+INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
                          float *c, int first) {
     const vf table = vf_load(q->levels);
     const uint8_t *from = q->codes + panel_byte(q, row, 0);
@@ -208,7 +208,7 @@ INLINE size_t gemv_panel(const int m, const int zeros, const struct quantized *q
     for (size_t done = 0; done < k; done += q->block_cols, block += PANEL_ROWS) {
         struct panel_levels levels[GROUPS];
 #pragma GCC unroll 2
-        for (size_t g = 0; g < GROUPS; g++) scale_levels(&levels[g], q, block + g * LANES, table, zeros);
+        for (size_t g = 0; g < GROUPS; g++) scale_levels(&levels[g], q, block + g * LANES, table, kind);
         for (size_t col = 0; col < q->block_cols; col += PANEL_COLS) {
             vi codes[GROUPS][4];
 #pragma GCC unroll 2
@@ -268,7 +268,11 @@ INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, c
     static size_t gemv_##m(const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c, int first) { \
         const struct quantized *q = b->quantized;                                                                    \
         if (!q) return gemv_bf16(m, b, row, a, k, c, first);                                                         \
-        if (q->panels) return q->zeros ? gemv_panel(m, 1, q, row, a, k, c, first) : gemv_panel(m, 0, q, row, a, k, c, first); \
+        if (q->panels) switch (panel_kind_of(q)) {                                                                   \
+            case PANEL_ZEROS: return gemv_panel(m, PANEL_ZEROS, q, row, a, k, c, first);                             \
+            case PANEL_MINIMUMS: return gemv_panel(m, PANEL_MINIMUMS, q, row, a, k, c, first);                       \
+            default: return gemv_panel(m, PANEL_PLAIN, q, row, a, k, c, first);                                      \
+            }                                                                                                        \
         return q->zeros ? gemv_4bit(m, 1, q, row, a, k, c, first) : gemv_4bit(m, 0, q, row, a, k, c, first);         \
     }
 GEMV(1)
@@ -283,6 +287,8 @@ static size_t few_rows(const struct gemm_operand *b, size_t column, size_t colum
     static const kernel kernels[GEMV_ROWS] = {gemv_1, gemv_2, gemv_3, gemv_4};
     const struct quantized *q = b->quantized;
     if (m > GEMV_ROWS || !b->transposed || column + NR > columns) return 0;
+    // Other constants in GGUF's forms are taken panel by panel.
+    if (q && !q->panels && (has_minimums(q) || (q->nested && q->nested_shift < 4))) return 0;
     if (q ? q->format != CODES_4BIT || q->block_rows > 1 || q->cols % q->block_cols != 0 : b->type != TYPE_BF16)
         return 0;
     return kernels[m - 1](b, column, a, k, c, first);

@@ -12,19 +12,26 @@
 // A quantized matrix [rows, cols]; see Quantized in Rust. The scale of block b is scales[b], or, where scales
 // are quantized themselves, nested_map[nested[b]] * nested_absmax[b >> nested_shift] + nested_offset.
 struct quantized {
-    uint8_t *codes; // four bits: two in a byte, the even element of the flat matrix in the high half
+    // Four bits: two in a byte, the even element of the flat matrix in the high half. Six bits: the low four of all like
+    // that, then the high two of all, four in a byte, the first element's lowest.
+    uint8_t *codes;
     float *scales;
     uint8_t *zeros; // zero points, or null
     const uint8_t *nested;
     const float *nested_absmax, *nested_map;
     float nested_offset;
     int32_t nested_shift;
+    // Minimums, added after the scale, or null: of block b minimums[b], or, in the form of nested scales,
+    // nested_map[minimum_codes[b]] * minimum_factors[b >> nested_shift].
+    float *minimums;
+    const uint8_t *minimum_codes;
+    const float *minimum_factors;
     const float *levels; // [16], of codes of four bits
     // Blocks are [block_rows, block_cols], blocks_per_row side by side; with block_rows 0 they are runs of
     // block_cols elements of the flat matrix.
     size_t rows, cols, block_rows, block_cols, blocks_per_row;
-    int32_t format; // of the codes: 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2
-    int32_t panels; // whether codes, scales and zero points lie as panels.h says
+    int32_t format; // of the codes: 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2, 4 six bits
+    int32_t panels; // whether codes, scales, zero points and minimums lie as panels.h says
 };
 
 // How a block is quantized: x * (1 / scale) becomes the nearest code, scale being absmax / max_level.

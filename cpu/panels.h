@@ -32,13 +32,21 @@ INLINE size_t panel_block(const struct quantized *q, size_t row, size_t col) {
     return (2 * part + row / LANES % 2) * LANES + row % LANES;
 }
 
+// What blocks have besides scales.
+enum panel_kind { PANEL_PLAIN, PANEL_ZEROS, PANEL_MINIMUMS };
+
+INLINE enum panel_kind panel_kind_of(const struct quantized *q) {
+    return q->zeros ? PANEL_ZEROS : q->minimums ? PANEL_MINIMUMS : PANEL_PLAIN;
+}
+
 #if defined(LOWRANK_AVX512BF16)
 // The levels of sixteen rows in a block, rounded to bf16 after scaling: those of rows d and 4 + d, then 8 + d and 12 + d.
 struct panel_levels {
     vi row[4][2];
 };
 
-INLINE void scale_levels(struct panel_levels *to, const struct quantized *q, size_t block, vf levels, const int zeros) {
+INLINE void scale_levels(struct panel_levels *to, const struct quantized *q, size_t block, vf levels,
+                         const enum panel_kind kind) {
 #pragma GCC unroll 4
     for (size_t d = 0; d < 4; d++)
 #pragma GCC unroll 2
@@ -47,8 +55,9 @@ INLINE void scale_levels(struct panel_levels *to, const struct quantized *q, siz
 #pragma GCC unroll 2
             for (size_t i = 0; i < 2; i++) {
                 size_t row = block + 8 * h + 4 * i + d;
-                x[i] = zeros ? vf_sub(levels, vf_set1((float)q->zeros[row])) : levels;
+                x[i] = kind == PANEL_ZEROS ? vf_sub(levels, vf_set1((float)q->zeros[row])) : levels;
                 x[i] = vf_mul(x[i], vf_set1(q->scales[row]));
+                if (kind == PANEL_MINIMUMS) x[i] = vf_add(x[i], vf_set1(q->minimums[row]));
             }
             to->row[d][h] = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
         }
@@ -81,13 +90,14 @@ INLINE void load_panel(vi codes[4], const uint8_t *from) {
 }
 
 // The panel from row `row` on, columns [col, col + k), as units of bf16 [k / 2][32]; both are multiples of 32.
-INLINE void pack_panel(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k, const int zeros) {
+INLINE void pack_panel(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k,
+                       const enum panel_kind kind) {
     const vf table = vf_load(q->levels);
     for (size_t half = 0; half < 2; half++, dst += LANES, row += LANES) {
         struct panel_levels levels;
         for (size_t c = 0; c < k; c += PANEL_COLS) {
             if (c == 0 || (col + c) % q->block_cols == 0)
-                scale_levels(&levels, q, panel_block(q, row, col + c), table, zeros);
+                scale_levels(&levels, q, panel_block(q, row, col + c), table, kind);
             vi codes[4], out[4];
             load_panel(codes, q->codes + panel_byte(q, row, col + c));
 #pragma GCC unroll 4

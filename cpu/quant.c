@@ -144,6 +144,11 @@ static int lay_out_panel(const struct quantized *to, const struct quantized *fro
             if (scale != 0.0f && fabsf(scale) < NORMAL_SCALE) return 0;
             to->scales[at] = scale;
             if (from->zeros) to->zeros[at] = from->zeros[block];
+            if (has_minimums(from)) {
+                float minimum = zero_of(from, block);
+                if (minimum != 0.0f && fabsf(minimum) < NORMAL_SCALE) return 0;
+                to->minimums[at] = minimum;
+            }
         }
         for (size_t col = 0; col < from->cols; col += PANEL_COLS) {
             const uint8_t *codes = from->codes + (row * from->cols + col) / 2;

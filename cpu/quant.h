@@ -1,4 +1,5 @@
-// Decoding quantized matrices: an element is (level of its code - zero point) * scale of its block, in f32.
+// Decoding quantized matrices: an element is (level of its code - zero point) * scale of its block, or
+// level * scale + minimum, in f32.
 #ifndef LOWRANK_QUANT_H
 #define LOWRANK_QUANT_H
 
@@ -9,7 +10,7 @@
 // Scales below it may give products that are not normal numbers, which hardware and software round apart.
 #define NORMAL_SCALE 0x1p-100f
 
-enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3 };
+enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3, CODES_6BIT = 4 };
 
 // ---- lanes ----------------------------------------------------------------------------------------------
 
@@ -22,6 +23,13 @@ INLINE vi vi_load_nibbles(const uint8_t *p) {
     __m128i bytes = _mm_loadl_epi64((const __m128i *)p);
     vi twice = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, bytes));
     return _mm512_srlv_epi32(twice, _mm512_set1_epi64(4));
+}
+// Sixteen codes of two bits, four in a byte.
+INLINE vi vi_load_crumbs(const uint8_t *p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    const __m512i shift = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return vi_and(_mm512_srlv_epi32(vi_set1(word), shift), vi_set1(3));
 }
 #elif defined(LOWRANK_AVX2)
 INLINE __m256 lookup16_half(const float *table, __m256i index) {
@@ -43,7 +51,15 @@ INLINE vi vi_load_nibbles(const uint8_t *p) {
     return PAIR(vi, _mm256_srlv_epi32(_mm256_cvtepu8_epi32(twice), shift),
                 _mm256_srlv_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(twice, 8)), shift));
 }
+INLINE vi vi_load_crumbs(const uint8_t *p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    __m256i all = _mm256_set1_epi32(word), shift = _mm256_set_epi32(14, 12, 10, 8, 6, 4, 2, 0);
+    vi x = PAIR(vi, _mm256_srlv_epi32(all, shift), _mm256_srlv_epi32(all, _mm256_add_epi32(shift, _mm256_set1_epi32(16))));
+    return vi_and(x, vi_set1(3));
+}
 #else
+INLINE vi vi_load_crumbs(const uint8_t *p) { MAP(vi, p[i / 4] >> (2 * (i % 4)) & 3); }
 INLINE vf vf_lookup16(const float *table, vi index) { MAP(vf, table[index.v[i] & 15]); }
 INLINE vi vi_load_u8(const uint8_t *p) { MAP(vi, p[i]); }
 INLINE vi vi_load_nibbles(const uint8_t *p) { MAP(vi, i % 2 ? p[i / 2] & 15 : p[i / 2] >> 4); }
@@ -64,14 +80,26 @@ INLINE vf levels_of_bytes(const struct quantized *q, vi code) {
     return q->format == CODES_E4M3 ? small_float(code, 3, 0x1p120f) : small_float(code, 2, 0x1p112f);
 }
 
+// The high two bits of six-bit codes follow the low four of all.
+INLINE const uint8_t *high_bits(const struct quantized *q, size_t element) {
+    return q->codes + q->rows * q->cols / 2 + element / 4;
+}
+
 INLINE float level_of(const struct quantized *q, size_t element) {
-    if (q->format == CODES_4BIT) {
+    if (q->format == CODES_4BIT || q->format == CODES_6BIT) {
         uint8_t pair = q->codes[element / 2];
-        return q->levels[element % 2 ? pair & 15 : pair >> 4];
+        int code = element % 2 ? pair & 15 : pair >> 4;
+        if (q->format == CODES_4BIT) return q->levels[code];
+        return (float)((code | (*high_bits(q, element) >> (2 * (element % 4)) & 3) << 4) - 32);
     }
     float t[LANES];
     vf_store(t, levels_of_bytes(q, vi_set1(q->codes[element])));
     return t[0];
+}
+
+// Sixteen codes are read at once from elements that are multiples of this.
+INLINE size_t code_step(const struct quantized *q) {
+    return q->format == CODES_4BIT ? 2 : q->format == CODES_6BIT ? 4 : 1;
 }
 
 // ---- blocks ---------------------------------------------------------------------------------------------
@@ -82,7 +110,14 @@ INLINE float scale_of(const struct quantized *q, size_t block) {
     return q->nested_map[q->nested[block]] * absmax + q->nested_offset;
 }
 
-INLINE float zero_of(const struct quantized *q, size_t block) { return q->zeros ? (float)q->zeros[block] : 0.0f; }
+INLINE int has_minimums(const struct quantized *q) { return q->minimums || q->minimum_codes; }
+
+// The zero point of a block, or its minimum.
+INLINE float zero_of(const struct quantized *q, size_t block) {
+    if (q->minimums) return q->minimums[block];
+    if (q->minimum_codes) return q->nested_map[q->minimum_codes[block]] * q->minimum_factors[block >> q->nested_shift];
+    return q->zeros ? (float)q->zeros[block] : 0.0f;
+}
 
 // The block of an element, and how many elements of its row from it on share the block.
 INLINE size_t block_of(const struct quantized *q, size_t row, size_t col, size_t *run) {
@@ -97,12 +132,22 @@ INLINE size_t block_of(const struct quantized *q, size_t row, size_t col, size_t
 
 INLINE vf decoded(vf level, const struct quantized *q, float scale, float zero) {
     if (q->zeros) level = vf_sub(level, vf_set1(zero));
-    return vf_mul(level, vf_set1(scale));
+    vf x = vf_mul(level, vf_set1(scale));
+    return has_minimums(q) ? vf_add(x, vf_set1(zero)) : x;
 }
 
-// Sixteen levels from `element` on, which is even for codes of four bits.
+INLINE float decoded_one(const struct quantized *q, size_t element, float scale, float zero) {
+    float level = level_of(q, element);
+    return has_minimums(q) ? level * scale + zero : (level - zero) * scale;
+}
+
+// Sixteen levels from `element` on, which is a multiple of code_step.
 INLINE vf levels16(const struct quantized *q, size_t element) {
     if (q->format == CODES_4BIT) return vf_lookup16(q->levels, vi_load_nibbles(q->codes + element / 2));
+    if (q->format == CODES_6BIT) {
+        vi low = vi_and(vi_load_nibbles(q->codes + element / 2), vi_set1(15));
+        return vi_to_vf(vi_sub(vi_or(low, vi_sll(vi_load_crumbs(high_bits(q, element)), 4)), vi_set1(32)));
+    }
     return levels_of_bytes(q, vi_load_u8(q->codes + element));
 }
 
@@ -111,7 +156,8 @@ INLINE void decode_row(const struct quantized *q, size_t row, size_t col, size_t
     if (q->panels) {
         for (size_t i = 0; i < n; i++) {
             size_t block = panel_block(q, row, col + i);
-            out[i] = (q->levels[panel_code(q, row, col + i)] - zero_of(q, block)) * q->scales[block];
+            float level = q->levels[panel_code(q, row, col + i)], zero = zero_of(q, block);
+            out[i] = has_minimums(q) ? level * q->scales[block] + zero : (level - zero) * q->scales[block];
         }
         return;
     }
@@ -119,13 +165,10 @@ INLINE void decode_row(const struct quantized *q, size_t row, size_t col, size_t
         size_t run, element = row * q->cols + col, block = block_of(q, row, col, &run);
         float scale = scale_of(q, block), zero = zero_of(q, block);
         if (run > n) run = n;
-        size_t i = 0;
-        if (q->format == CODES_4BIT && element % 2) {
-            out[0] = (level_of(q, element) - zero) * scale;
-            i = 1;
-        }
+        size_t i = 0, step = code_step(q);
+        for (; i < run && (element + i) % step; i++) out[i] = decoded_one(q, element + i, scale, zero);
         for (; i + LANES <= run; i += LANES) vf_store(out + i, decoded(levels16(q, element + i), q, scale, zero));
-        for (; i < run; i++) out[i] = (level_of(q, element + i) - zero) * scale;
+        for (; i < run; i++) out[i] = decoded_one(q, element + i, scale, zero);
         out += run;
         col += run;
         n -= run;
@@ -135,7 +178,7 @@ INLINE void decode_row(const struct quantized *q, size_t row, size_t col, size_t
 // Sixteen columns from `col` on as floats, zeros from `left` on.
 INLINE vf decode_columns(const struct quantized *q, size_t row, size_t col, size_t left) {
     size_t run, block = block_of(q, row, col, &run), element = row * q->cols + col;
-    if (!q->panels && left >= LANES && run >= LANES && (q->format != CODES_4BIT || element % 2 == 0))
+    if (!q->panels && left >= LANES && run >= LANES && element % code_step(q) == 0)
         return decoded(levels16(q, element), q, scale_of(q, block), zero_of(q, block));
     float t[LANES] = {0};
     decode_row(q, row, col, left < LANES ? left : LANES, t);

@@ -136,6 +136,11 @@ impl Arena {
         Arena { inner: Arc::new(Mutex::new(pool)) }
     }
 
+    /// Whether it only counts.
+    pub(crate) fn is_counting(&self) -> bool {
+        self.inner.lock().expect("never held across a panic").counting
+    }
+
     /// A block of a counting arena for a mapped file's tensor, which has just its bytes.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use half::bf16;
 use lowrank::backend::cpu::{Cpu, Isa};
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
-use lowrank::quant::{Blocks, FORMATS, Layout, QuantConfig, Quantized, Scales};
+use lowrank::quant::{Blocks, FORMATS, Format, Layout, QuantConfig, Quantized, READ_ONLY, Scales};
 use lowrank::{DType, Tensor};
 
 fn backends() -> Vec<Backend> {
@@ -52,6 +52,9 @@ fn parts(backend: &Backend, x: &Quantized) -> Vec<Vec<u8>> {
         Scales::Nested { codes, absmax, map, offset } => {
             all.extend([bytes(backend, codes), bytes(backend, absmax), bytes(backend, map)]);
             all.push(offset.to_ne_bytes().to_vec());
+        }
+        Scales::Products { codes, factors, .. } => {
+            all.extend([bytes(backend, codes), bytes(backend, factors)]);
         }
     }
     all.extend(x.zeros().map(|z| bytes(backend, z)));
@@ -153,15 +156,86 @@ fn products_equal_those_of_the_dequantized_matrix() {
     }
 }
 
+/// A random matrix in a format that is only read.
+fn read_only(
+    backend: &Backend,
+    format: &'static Format,
+    shape: [usize; 2],
+    values: &mut Values,
+    tiny: bool,
+) -> Quantized {
+    let elements = shape[0] * shape[1];
+    let blocksize = if format.minimums() { 32 } else { 16 };
+    let (config, blocks) = (QuantConfig { blocksize, ..QuantConfig::new(format) }, elements / blocksize);
+    let mut random = |n: usize| -> Vec<u8> { (0..n).map(|_| values.next() as u8).collect() };
+    let codes = random(elements * format.bits() / 8);
+    let mut products = |signed: bool| {
+        let per_factor = 256 / blocksize;
+        let codes: Vec<u8> = random(blocks).iter().map(|x| if signed { *x } else { x & 63 }).collect();
+        let factors = random(blocks.div_ceil(per_factor));
+        let size = if tiny { 1e-39 } else { 1e-3 };
+        let factors: Vec<f32> = factors.iter().map(|x| size * (f32::from(*x) - 100.0)).collect();
+        Scales::Products {
+            codes: backend.from_slice(&codes, &[blocks]).unwrap(),
+            factors: backend.from_slice(&factors, &[factors.len()]).unwrap(),
+            per_factor,
+        }
+    };
+    let scales = products(!format.minimums());
+    let minimums = format.minimums().then(|| products(false));
+    let codes = backend.from_slice(&codes, &[codes.len()]).unwrap();
+    Quantized::with_minimums(config, shape, codes, scales, None, minimums, DType::F32).unwrap()
+}
+
+#[test]
+fn products_in_formats_that_are_only_read() {
+    let mut values = Values(8);
+    for backend in backends() {
+        for format in &READ_ONLY {
+            for (shape, tiny) in [([40, 256], false), ([33, 512], false), ([70, 256], true)] {
+                let w = read_only(&backend, format, shape, &mut values, tiny);
+                for dtype in [DType::BF16, DType::F32] {
+                    let plain = dequantized(&backend, &w, dtype);
+                    for (rows, transposed) in [(1, true), (3, true), (45, true), (1, false), (45, false)] {
+                        let k = if transposed { shape[1] } else { shape[0] };
+                        let a = random(&backend, [rows, k], dtype, &mut values);
+                        let product = |b: Matrix<'_>| {
+                            let mut out = backend.empty(&[rows, b.shape().1], DType::F32).unwrap();
+                            let terms = [GemmTerm { a: Matrix::plain(&a), b }];
+                            backend.gemm(&mut out, &Gemm::new(&terms)).unwrap();
+                            bytes(&backend, &out)
+                        };
+                        assert_eq!(
+                            product(Matrix::Quantized { matrix: &w, transposed }),
+                            product(Matrix::Dense { tensor: &plain, transposed }),
+                            "{} {} {shape:?} {dtype} {rows} rows, transposed {transposed}",
+                            backend.name(),
+                            format.name
+                        );
+                    }
+                }
+            }
+        }
+        let config = QuantConfig::new(&READ_ONLY[0]);
+        let x = random(&backend, [1, 64], DType::F32, &mut values);
+        assert!(backend.quantize(&x, &config).unwrap_err().to_string().contains("never made"));
+    }
+}
+
 /// The layout for decoding changes no bits, for few rows and many, either way round, nor what dequantizing gives.
 #[test]
 fn products_of_matrices_laid_out_for_decoding() {
     let mut values = Values(5);
+    let minimums = QuantConfig { blocksize: 32, ..QuantConfig::new(&READ_ONLY[0]) };
     for backend in backends() {
-        for config in configs().into_iter().filter(|c| c.format.bits() == 4) {
+        for config in configs().into_iter().chain([minimums]).filter(|c| c.format.bits() == 4) {
             for shape in [[32, 64], [64, 96], [96, 640], [160, 1152], [40, 64]] {
-                let w = random(&backend, shape, DType::F32, &mut values);
-                let w = backend.quantize(&w, &config).unwrap();
+                let w = if config.format.minimums() {
+                    read_only(&backend, config.format, shape, &mut values, false)
+                } else {
+                    let w = random(&backend, shape, DType::F32, &mut values);
+                    backend.quantize(&w, &config).unwrap()
+                };
                 let laid_out = backend.lay_out_for_decoding(&w).unwrap();
                 let context = format!("{} {} {shape:?}", backend.name(), config.format.name);
                 let whole = shape[0] % 32 == 0 && shape[1] % config.blocksize == 0;

@@ -95,7 +95,7 @@ pub struct ModelArgs {
     /// Type of activations and arithmetic
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: Dtype,
-    /// Format of the frozen base's linear layers: none, nf4, fp4, int4, int4-asym, int8, fp8, fp8-e5m2, fp8-block
+    /// Format of the frozen base's linear layers: none, nf4, fp4, int4, int4-asym, int8, int8-block, fp8, fp8-e5m2, fp8-block
     /// or fp8-e5m2-block
     #[arg(long, default_value = "none")]
     pub quant: String,

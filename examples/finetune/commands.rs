@@ -153,7 +153,13 @@ pub fn merge(args: &MergeArgs) -> Result<()> {
         OntoArg::Dequantized => Onto::Dequantized,
     };
     let quant = quant_config(model)?;
-    let options = MergeOptions { onto, quant, threads: model.threads, ..MergeOptions::default() };
+    let options = MergeOptions {
+        onto,
+        quant,
+        gguf_dtype: model.dtype.into(),
+        threads: model.threads,
+        ..MergeOptions::default()
+    };
     let merged = lowrank::adapter::merge::merge(&model.model, &args.adapter, &args.output, &options)?;
     let drift = if args.report { drift(args)? } else { None };
     if args.json {

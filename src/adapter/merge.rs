@@ -17,15 +17,19 @@ use super::method::read_adapter;
 use super::vera::SHARED;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
+use crate::data::gguf::tokenizer_files;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::{sync_folder, temporary_sibling};
 use crate::model::ModelConfig;
-use crate::model::save::{SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_sharded};
+use crate::model::gguf::{Gguf, is_gguf};
+use crate::model::save::{
+    SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_config, write_sharded,
+};
 use crate::model::stored::head_name;
 use crate::quant::QuantConfig;
 use crate::tensor::Tensor;
-use base::{Base, Folder};
+use base::{Base, modules, open_base};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -144,13 +148,21 @@ pub struct MergeOptions {
     pub quant: Option<QuantConfig>,
     /// Limit on the bytes of weights per file; a larger tensor has a file of its own.
     pub shard_bytes: usize,
+    /// The type of the merged weights where the base is a GGUF file, whose own may be codes.
+    pub gguf_dtype: DType,
     /// Threads; all that the process may use by default.
     pub threads: Option<usize>,
 }
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        MergeOptions { onto: Onto::Original, quant: None, shard_bytes: SHARD_BYTES, threads: None }
+        MergeOptions {
+            onto: Onto::Original,
+            quant: None,
+            shard_bytes: SHARD_BYTES,
+            gguf_dtype: DType::F32,
+            threads: None,
+        }
     }
 }
 
@@ -167,11 +179,15 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path, options: &Merg
     let backend = Cpu::new(options.threads)?;
     let config = ModelConfig::load(model_dir)?;
     let method = read_adapter(adapter_dir)?;
-    let base = Folder::open(model_dir, &config, &backend, options)?;
-    let merge = method.merge_plan(&base.modules()?, &config.model_type)?;
+    let base = open_base(model_dir, &config, &backend, options)?;
+    let companions = match is_gguf(model_dir) {
+        true => Some((Gguf::open(model_dir)?.config_json(options.gguf_dtype)?, tokenizer_files(model_dir)?)),
+        false => None,
+    };
+    let merge = method.merge_plan(&modules(&*base, &config)?, &config.model_type)?;
     let adapter = AdapterTensors::open(adapter_dir, ADAPTER_FILE)?;
     let (plans, untied) =
-        Planner { backend: &backend, config: &config, merge: &merge, base: &base, adapter }.plan()?;
+        Planner { backend: &backend, config: &config, merge: &merge, base: &*base, adapter }.plan()?;
     let adapted = plans.values().filter(|p| p.is_changed()).count();
     let temporary = temporary_sibling(output)?;
     let written = (|| {
@@ -180,15 +196,23 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path, options: &Merg
             name: name.clone(),
             shape: plan.shape.clone(),
             dtype: plan.dtype,
-            write: Box::new(|w| write_merged(w, plan, &base, &backend)),
+            write: Box::new(|w| write_merged(w, plan, &*base, &backend)),
         });
         write_sharded(&temporary, tensors.collect(), options.shard_bytes)?;
         let mut changes = vec![("quantization_config", Value::Null)];
         if untied {
             changes.push(("tie_word_embeddings", json!(false)));
         }
-        copy_config(model_dir, &temporary, &changes)?;
-        copy_companions(model_dir, &temporary)?;
+        match &companions {
+            None => {
+                copy_config(model_dir, &temporary, &changes)?;
+                copy_companions(model_dir, &temporary)?;
+            }
+            Some((config, tokenizer)) => {
+                write_config(&temporary, config, &changes)?;
+                tokenizer.write(&temporary)?;
+            }
+        }
         fs::rename(&temporary, output).map_err(|e| Error::io(output, e))
     })();
     if written.is_err() {

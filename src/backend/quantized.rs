@@ -11,10 +11,11 @@ use crate::quant::{Codes, Scales};
 /// The kernels' number of how codes stand for levels.
 pub(super) fn format_code(codes: Codes) -> i32 {
     match codes {
-        Codes::Levels { .. } | Codes::Int4 { .. } => 0,
+        Codes::Levels { .. } | Codes::Int4 { .. } | Codes::Int4Minimum => 0,
         Codes::Int8 => 1,
         Codes::Fp8(Fp8::E4m3) => 2,
         Codes::Fp8(Fp8::E5m2) => 3,
+        Codes::Int6 => 4,
     }
 }
 

@@ -6,8 +6,7 @@
 pub mod chat;
 #[cfg(feature = "text")]
 pub mod dataset;
-#[cfg(feature = "text")]
-mod gguf;
+pub(crate) mod gguf;
 pub mod jsonl;
 pub mod loader;
 pub mod pack;

@@ -20,7 +20,7 @@ pub const FORMATS: [&str; 2] = ["nf4", "fp4"];
 const STATE: &str = "quant_state.bitsandbytes__";
 
 /// What torch calls an element type.
-fn torch_name(dtype: DType) -> &'static str {
+pub(super) fn torch_name(dtype: DType) -> &'static str {
     match dtype {
         DType::BF16 => "bfloat16",
         DType::F16 => "float16",
@@ -163,6 +163,9 @@ pub fn tensors(
             state["nested_blocksize"] = json!(NESTED_BLOCKSIZE);
             state["nested_dtype"] = json!("float32");
             state["nested_offset"] = json!(f64::from(*offset));
+        }
+        Scales::Products { .. } => {
+            return Err(Error::tensor(name, "bitsandbytes has no form of constants in GGUF's products"));
         }
     }
     add("quant_map", &backend.from_slice(levels, &[16])?);

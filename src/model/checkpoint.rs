@@ -41,8 +41,8 @@ impl Checkpoint {
         if super::gguf::is_gguf(model_dir) {
             return Err(Error::format(
                 model_dir,
-                "a GGUF file can be trained on and generated with, but not merged into, quantized or saved; use the \
-                 model's Hugging Face folder",
+                "a GGUF file can be trained on, generated with and merged into, but not quantized or saved; use the model's \
+                 Hugging Face folder",
             ));
         }
         let single = model_dir.join("model.safetensors");

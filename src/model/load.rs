@@ -72,6 +72,11 @@ impl Model {
         Builder { config, backend, options: options.into(), source }.build()
     }
 
+    /// A model of a GGUF file without content on a backend that only counts.
+    pub(crate) fn planned_gguf(file: &Gguf, planner: &Backend, options: LoadOptions) -> Result<Self> {
+        Builder { config: file.config()?, backend: planner, options, source: Source::Gguf(file) }.build()
+    }
+
     /// A model without content on a backend that only counts; see [`crate::backend::Kernels::planner`].
     pub(crate) fn planned(
         config: ModelConfig,
@@ -247,10 +252,8 @@ impl Builder<'_> {
         }
         if let Source::Gguf(file) = &self.source
             && quant.is_none()
-            && path != self.config.names.head
-            && file.own_quant().is_some()
+            && let Some(matrix) = file.own_matrix(&name, &self.config, self.backend, self.options.dtype)?
         {
-            let matrix = file.own_matrix(&name, &self.config, self.backend, self.options.dtype)?;
             if *matrix.shape() != [o, i] {
                 return Err(Error::tensor(
                     &name,

@@ -143,16 +143,27 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
 /// When it can't be read or written.
 pub fn copy_config(from: &Path, to: &Path, changes: &[(&str, Value)]) -> Result<()> {
     let path = from.join("config.json");
-    let mut config: Value = serde_json::from_str(&read_text(&path)?)
+    let config: Value = serde_json::from_str(&read_text(&path)?)
         .map_err(|e| Error::format(&path, format!("not JSON: {e}")))?;
-    let keys = config.as_object_mut().ok_or_else(|| Error::format(&path, "expected a JSON object"))?;
+    if !config.is_object() {
+        return Err(Error::format(&path, "expected a JSON object"));
+    }
+    write_config(to, &config, changes)
+}
+
+/// Writes a `config.json` to `to` with some keys changed; null takes one out.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_config(to: &Path, config: &Value, changes: &[(&str, Value)]) -> Result<()> {
+    let mut keys = config.as_object().cloned().unwrap_or_default();
     for (key, value) in changes {
         match value {
             Value::Null => drop(keys.remove(*key)),
             value => drop(keys.insert((*key).to_string(), value.clone())),
         }
     }
-    let text = serde_json::to_string_pretty(&config).map_err(|e| Error::format(&path, e.to_string()))?;
+    let text = serde_json::to_string_pretty(&keys).map_err(|e| Error::format(to, e.to_string()))?;
     write_atomic_bytes(&to.join("config.json"), format!("{text}\n").as_bytes())
 }
 

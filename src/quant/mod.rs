@@ -1,15 +1,16 @@
 //! Quantized weights: the table of formats, and matrices in one of them.
 //!
 //! A matrix `[rows, cols]` is cut into blocks with a scale each; an element is `(level of its code - zero
-//! point) * scale`, computed in f32 and rounded once to the type that is asked for. Codes lie row-major, so a
-//! file of bitsandbytes is used in place, and all devices share one layout; for generating text, a backend may have
-//! one of its own ([`Layout`]).
+//! point) * scale`, or `level * scale + minimum`, computed in f32 and rounded once to the type that is asked for. Codes lie
+//! row-major, so a file of bitsandbytes is used in place, and all devices share one layout; for generating text, a backend
+//! may have one of its own ([`Layout`]).
 
 pub mod double_quant;
 pub mod dynamic_map;
 pub mod fp4;
 pub mod fp8;
 pub mod int4;
+pub mod int6;
 pub mod int8;
 pub mod nf4;
 
@@ -35,6 +36,10 @@ pub enum Codes {
         /// Whether blocks have zero points of their own.
         zero_points: bool,
     },
+    /// Four bits, whole numbers from 0; blocks have minimums, which are added after the scale.
+    Int4Minimum,
+    /// Six bits, whole numbers with the zero point 32: see [`int6`].
+    Int6,
     /// Eight bits, whole numbers.
     Int8,
     /// Eight bits, small floats.
@@ -67,8 +72,8 @@ pub struct Format {
     pub double_quant: bool,
 }
 
-/// All formats.
-pub static FORMATS: [Format; 9] = [
+/// All formats that weights can be quantized to.
+pub static FORMATS: [Format; 10] = [
     levels("nf4", &nf4::LEVELS, &nf4::RANKS),
     levels("fp4", &fp4::LEVELS, &fp4::RANKS),
     int4("int4", false, 7.0),
@@ -78,6 +83,25 @@ pub static FORMATS: [Format; 9] = [
     fp8("fp8-e5m2", Fp8::E5m2, Blocks::Row),
     fp8("fp8-block", Fp8::E4m3, Blocks::Square(128)),
     fp8("fp8-e5m2-block", Fp8::E5m2, Blocks::Square(128)),
+    Format {
+        name: "int8-block",
+        codes: Codes::Int8,
+        blocks: Blocks::Flat,
+        max_level: 127.0,
+        double_quant: false,
+    },
+];
+
+/// Formats of GGUF files, which are read and never made: whole numbers of four bits with minimums, and of six bits.
+pub static READ_ONLY: [Format; 2] = [
+    Format {
+        name: "int4-minimum",
+        codes: Codes::Int4Minimum,
+        blocks: Blocks::Flat,
+        max_level: 15.0,
+        double_quant: false,
+    },
+    Format { name: "int6", codes: Codes::Int6, blocks: Blocks::Flat, max_level: 31.0, double_quant: false },
 ];
 
 const fn levels(name: &'static str, levels: &'static [f32; 16], ranks: &'static [u8; 16]) -> Format {
@@ -109,10 +133,11 @@ impl Format {
         })
     }
 
-    /// Bits of a code: 4 or 8.
+    /// Bits of a code: 4, 6 or 8.
     pub fn bits(&self) -> usize {
         match self.codes {
-            Codes::Levels { .. } | Codes::Int4 { .. } => 4,
+            Codes::Levels { .. } | Codes::Int4 { .. } | Codes::Int4Minimum => 4,
+            Codes::Int6 => 6,
             Codes::Int8 | Codes::Fp8(_) => 8,
         }
     }
@@ -122,12 +147,17 @@ impl Format {
         self.codes == Codes::Int4 { zero_points: true }
     }
 
+    /// Whether blocks have minimums.
+    pub fn minimums(&self) -> bool {
+        self.codes == Codes::Int4Minimum
+    }
+
     /// Values of codes of four bits.
     pub fn levels(&self) -> Option<&'static [f32; 16]> {
         match self.codes {
             Codes::Levels { levels, .. } => Some(levels),
             Codes::Int4 { zero_points: false } => Some(&int4::SYMMETRIC),
-            Codes::Int4 { zero_points: true } => Some(&int4::ASYMMETRIC),
+            Codes::Int4 { zero_points: true } | Codes::Int4Minimum => Some(&int4::ASYMMETRIC),
             _ => None,
         }
     }
@@ -137,6 +167,7 @@ impl Format {
         match (self.levels(), self.codes) {
             (Some(levels), _) => levels[usize::from(code & 15)],
             (None, Codes::Fp8(kind)) => kind.decode(code),
+            (None, Codes::Int6) => int6::decode(code),
             (None, _) => int8::decode(code),
         }
     }
@@ -148,7 +179,8 @@ impl Format {
                 let rank = self.thresholds().map_or(0, |t| t.iter().filter(|t| x > **t).count());
                 ranks[rank]
             }
-            Codes::Int4 { .. } => (x.round_ties_even() + zero).clamp(0.0, 15.0) as u8,
+            Codes::Int4 { .. } | Codes::Int4Minimum => (x.round_ties_even() + zero).clamp(0.0, 15.0) as u8,
+            Codes::Int6 => (x.round_ties_even() + 32.0).clamp(0.0, 63.0) as u8,
             Codes::Int8 => int8::encode(x),
             Codes::Fp8(kind) => kind.encode(x),
         }
@@ -211,11 +243,23 @@ impl QuantConfig {
     /// # Errors
     /// As said.
     pub fn check(&self) -> Result<()> {
+        if READ_ONLY.contains(self.format) {
+            return Err(Error::config(
+                "quantization",
+                "quant",
+                format!("{} is read from files and never made", self.format.name),
+            ));
+        }
+        self.check_blocks(32)
+    }
+
+    /// [`QuantConfig::check`] for matrices that are there already, with blocks of at least so many elements.
+    fn check_blocks(&self, least: usize) -> Result<()> {
         let bad = |key: &str, message: String| Err(Error::config("quantization", key, message));
-        if !self.blocksize.is_power_of_two() || !(32..=4096).contains(&self.blocksize) {
+        if !self.blocksize.is_power_of_two() || !(least..=4096).contains(&self.blocksize) {
             return bad(
                 "blocksize",
-                format!("expected a power of two from 32 to 4096, found {}", self.blocksize),
+                format!("expected a power of two from {least} to 4096, found {}", self.blocksize),
             );
         }
         if self.format.blocks != Blocks::Flat && self.blocksize != 64 {
@@ -270,7 +314,7 @@ impl Geometry {
     }
 }
 
-/// The scales of a matrix's blocks.
+/// The scales of a matrix's blocks, or their minimums.
 #[derive(Clone, Debug)]
 pub enum Scales {
     /// As they are: f32 `[blocks]`.
@@ -286,6 +330,54 @@ pub enum Scales {
         /// The scales' mean.
         offset: f32,
     },
+    /// Whole numbers times a factor that several blocks share.
+    Products {
+        /// Two's complement, u8 `[blocks]`.
+        codes: Tensor,
+        /// f32 `[blocks / per_factor]`.
+        factors: Tensor,
+        /// Blocks that share a factor: a power of two.
+        per_factor: usize,
+    },
+}
+
+impl Scales {
+    fn bytes(&self) -> usize {
+        match self {
+            Scales::Plain(scales) => scales.bytes(),
+            Scales::Nested { codes, absmax, .. } => codes.bytes() + absmax.bytes(),
+            Scales::Products { codes, factors, .. } => codes.bytes() + factors.bytes(),
+        }
+    }
+
+    fn check(&self, what: &str, blocks: usize) -> Result<()> {
+        match self {
+            Scales::Plain(plain) => expect(what, plain, DType::F32, blocks),
+            Scales::Nested { codes, absmax, map, .. } => {
+                expect(&format!("codes of {what}"), codes, DType::U8, blocks)?;
+                expect(&format!("nested {what}"), absmax, DType::F32, blocks.div_ceil(NESTED_BLOCKSIZE))?;
+                expect("entries of the nested map", map, DType::F32, 256)
+            }
+            Scales::Products { codes, factors, per_factor } => {
+                if !per_factor.is_power_of_two() {
+                    return Err(Error::shape("quantized", format!("{per_factor} blocks to a factor")));
+                }
+                expect(&format!("codes of {what}"), codes, DType::U8, blocks)?;
+                expect(&format!("factors of {what}"), factors, DType::F32, blocks.div_ceil(*per_factor))
+            }
+        }
+    }
+}
+
+/// Fails unless a part of a matrix has this type and size.
+fn expect(what: &str, part: &Tensor, dtype: DType, count: usize) -> Result<()> {
+    if part.dtype() == dtype && part.elements() == count {
+        return Ok(());
+    }
+    Err(Error::shape(
+        "quantized",
+        format!("expected {count} {dtype} {what}, found {} {}", part.elements(), part.dtype()),
+    ))
 }
 
 /// The order of codes and constants in memory.
@@ -311,6 +403,7 @@ struct Parts {
     codes: Tensor,
     scales: Scales,
     zeros: Option<Tensor>,
+    minimums: Option<Scales>,
     dtype: DType,
 }
 
@@ -333,43 +426,53 @@ impl Quantized {
         zeros: Option<Tensor>,
         dtype: DType,
     ) -> Result<Self> {
-        config.check()?;
+        Self::with_minimums(config, shape, codes, scales, zeros, None, dtype)
+    }
+
+    /// [`Quantized::new`] with the minimums of the blocks, for formats that have them. Minimums are kept as the scales are.
+    ///
+    /// # Errors
+    /// When a part's size does not fit.
+    pub fn with_minimums(
+        config: QuantConfig,
+        shape: [usize; 2],
+        codes: Tensor,
+        scales: Scales,
+        zeros: Option<Tensor>,
+        minimums: Option<Scales>,
+        dtype: DType,
+    ) -> Result<Self> {
+        config.check_blocks(16)?;
         let [rows, cols] = shape;
         let elements = rows.checked_mul(cols).filter(|n| *n <= isize::MAX as usize / 16);
         let elements =
             elements.ok_or_else(|| Error::shape("quantized", format!("{shape:?} is too large")))?;
         let blocks = config.geometry(rows, cols).count;
-        let expect = |what: &str, part: &Tensor, dtype: DType, count: usize| {
-            if part.dtype() == dtype && part.elements() == count {
-                return Ok(());
-            }
-            Err(Error::shape(
-                "quantized",
-                format!(
-                    "expected {count} {dtype} {what} for {shape:?}, found {} {}",
-                    part.elements(),
-                    part.dtype()
-                ),
-            ))
-        };
         expect("bytes of codes", &codes, DType::U8, (elements * config.format.bits()).div_ceil(8))?;
-        match &scales {
-            Scales::Plain(absmax) => expect("scales", absmax, DType::F32, blocks)?,
-            Scales::Nested { codes, absmax, map, .. } => {
-                expect("codes of scales", codes, DType::U8, blocks)?;
-                expect("nested scales", absmax, DType::F32, blocks.div_ceil(NESTED_BLOCKSIZE))?;
-                expect("entries of the nested map", map, DType::F32, 256)?;
-            }
-        }
+        scales.check("scales", blocks)?;
         if let Some(zeros) = &zeros {
             expect("zero points", zeros, DType::U8, blocks)?;
         }
-        if zeros.is_some() != config.format.zero_points() {
-            return Err(Error::shape("quantized", "zero points do not fit the format"));
+        if let Some(minimums) = &minimums {
+            minimums.check("minimums", blocks)?;
+        }
+        let alike = match (&scales, &minimums) {
+            (_, None) | (Scales::Plain(_), Some(Scales::Plain(_))) => true,
+            (Scales::Products { per_factor: a, .. }, Some(Scales::Products { per_factor: b, .. })) => a == b,
+            _ => false,
+        };
+        // The planes of six-bit codes, and blocks in either, begin at whole bytes.
+        let whole = config.format.codes != Codes::Int6 || elements.is_multiple_of(16);
+        let fits =
+            zeros.is_some() == config.format.zero_points() && minimums.is_some() == config.format.minimums();
+        if !fits || !alike || !whole {
+            return Err(Error::shape("quantized", "zero points, minimums or sizes do not fit the format"));
         }
         let config = QuantConfig { double_quant: matches!(scales, Scales::Nested { .. }), ..config };
         let layout = Layout::Rows;
-        Ok(Quantized { inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, dtype }) })
+        Ok(Quantized {
+            inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, minimums, dtype }),
+        })
     }
 
     /// The same matrix with codes and constants in another order.
@@ -379,10 +482,11 @@ impl Quantized {
         codes: Tensor,
         scales: Tensor,
         zeros: Option<Tensor>,
+        minimums: Option<Tensor>,
     ) -> Self {
         let (config, shape, dtype) = (self.config(), *self.shape(), self.dtype());
-        let scales = Scales::Plain(scales);
-        Quantized { inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, dtype }) }
+        let (scales, minimums) = (Scales::Plain(scales), minimums.map(Scales::Plain));
+        Quantized { inner: Arc::new(Parts { config, shape, layout, codes, scales, zeros, minimums, dtype }) }
     }
 
     /// The order of codes and constants in memory.
@@ -433,6 +537,11 @@ impl Quantized {
         self.inner.zeros.as_ref()
     }
 
+    /// One per block, for formats that have them.
+    pub fn minimums(&self) -> Option<&Scales> {
+        self.inner.minimums.as_ref()
+    }
+
     /// The cut into blocks.
     pub fn geometry(&self) -> Geometry {
         self.inner.config.geometry(self.inner.shape[0], self.inner.shape[1])
@@ -440,11 +549,10 @@ impl Quantized {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let scales = match self.scales() {
-            Scales::Plain(scales) => scales.bytes(),
-            Scales::Nested { codes, absmax, .. } => codes.bytes() + absmax.bytes(),
-        };
-        self.codes().bytes() + scales + self.zeros().map_or(0, Tensor::bytes)
+        self.codes().bytes()
+            + self.scales().bytes()
+            + self.minimums().map_or(0, Scales::bytes)
+            + self.zeros().map_or(0, Tensor::bytes)
     }
 }
 

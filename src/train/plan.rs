@@ -96,14 +96,14 @@ pub fn base_bytes(model_dir: &Path, backend: &Backend, options: LoadOptions, dum
 
 /// A model without content on the backend's planner.
 fn planned_model(model_dir: &Path, backend: &Backend, options: LoadOptions, dummy: bool) -> Result<Model> {
-    let config = ModelConfig::load(model_dir)?;
     let planner = backend.planner()?;
-    let stored = if is_gguf(model_dir) {
-        StoredWeights { dtype: None, quant: Gguf::open(model_dir)?.own_quant() }
-    } else if dummy {
-        StoredWeights { dtype: None, quant: None }
-    } else {
-        stored_weights(&model_dir.join("config.json"), &options)?
+    if is_gguf(model_dir) {
+        return Model::planned_gguf(&Gguf::open(model_dir)?, &planner, options);
+    }
+    let config = ModelConfig::load(model_dir)?;
+    let stored = match dummy {
+        true => StoredWeights { dtype: None, quant: None },
+        false => stored_weights(&model_dir.join("config.json"), &options)?,
     };
     Model::planned(config, &planner, options, stored)
 }

@@ -5,12 +5,13 @@ use super::{MergeOptions, Onto};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::model::gguf::{Gguf, is_gguf};
 use crate::model::load::transposed;
 use crate::model::stored::{full_name, head_name, modules_of};
 use crate::model::{Checkpoint, ModelConfig, ModuleInfo, ModuleKind, bnb};
 use crate::quant::{QuantConfig, Quantized};
 use crate::tensor::Tensor;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A base model's tensors by their full names; all are floats, in the layout of Hugging Face's files.
@@ -28,6 +29,129 @@ pub(super) trait Base {
     fn tied_head(&self) -> String;
 }
 
+/// The modules of a base as its weights show them.
+///
+/// # Errors
+/// When a weight is malformed.
+pub(super) fn modules(base: &dyn Base, config: &ModelConfig) -> Result<Vec<ModuleInfo>> {
+    let shapes = base.names().into_iter().map(|name| {
+        let shape = base.info(&name)?.0;
+        Ok((name, shape))
+    });
+    Ok(modules_of(shapes.collect::<Result<_>>()?, config))
+}
+
+/// The base that files hold and the options ask for.
+///
+/// # Errors
+/// When a file is malformed, or the options ask for what it can't give.
+pub(super) fn open_base<'a>(
+    dir: &Path,
+    config: &'a ModelConfig,
+    backend: &'a Backend,
+    options: &MergeOptions,
+) -> Result<Box<dyn Base + 'a>> {
+    let asked = |key: &str, message: String| Err(Error::config("merge", key, message));
+    let (stored, found): (Box<dyn Base + 'a>, _) = if is_gguf(dir) {
+        let file = Gguf::open(dir)?;
+        let names = file.full_names(config)?;
+        (Box::new(GgufFile { config, backend, file, names, dtype: options.gguf_dtype }), None)
+    } else {
+        let folder = Folder::open(dir, config, backend)?;
+        let found = folder.quantized_by_bitsandbytes()?;
+        (Box::new(folder), found)
+    };
+    match (options.onto, found, options.quant) {
+        (Onto::Original, Some(_), _) => asked(
+            "onto",
+            format!(
+                "{} is quantized and has not the original weights: give the model that it was quantized from, or merge \
+                 onto the dequantized ones (--onto dequantized)",
+                dir.display()
+            ),
+        ),
+        (Onto::Dequantized, None, None) => asked(
+            "onto",
+            "`dequantized` needs the format of the base in training, for example --quant nf4".into(),
+        ),
+        (Onto::Dequantized, Some(found), Some(quant)) if found.format != quant.format => asked(
+            "quant",
+            format!("{} is in {}, not {}", dir.display(), found.format.name, quant.format.name),
+        ),
+        (Onto::Dequantized, None, Some(quant)) if quant.head && config.tie_word_embeddings => asked(
+            "quant_head",
+            "a tied head can't be dequantized apart from the embedding; merge onto the original".into(),
+        ),
+        (Onto::Dequantized, None, Some(quant)) => {
+            let linear = |m: &ModuleInfo| matches!(m.kind, ModuleKind::Linear | ModuleKind::Conv1d);
+            let all = modules(&*stored, config)?.into_iter();
+            let chosen = all.filter(|m| linear(m) && (quant.head || !m.is_head));
+            let targets =
+                chosen.map(|m| (format!("{}.weight", m.path), m.kind == ModuleKind::Conv1d)).collect();
+            Ok(Box::new(Requantized { base: stored, backend, quant, targets }))
+        }
+        _ => Ok(stored),
+    }
+}
+
+/// A base some of whose weights stand for what quantizing makes of them.
+struct Requantized<'a> {
+    base: Box<dyn Base + 'a>,
+    backend: &'a Backend,
+    quant: QuantConfig,
+    targets: BTreeMap<String, bool>, // whether stored `[in, out]`
+}
+
+impl Base for Requantized<'_> {
+    fn names(&self) -> Vec<String> {
+        self.base.names()
+    }
+
+    fn info(&self, name: &str) -> Result<(Vec<usize>, DType)> {
+        self.base.info(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let weight = self.base.tensor(name)?;
+        let Some(conv1d) = self.targets.get(name) else { return Ok(weight) };
+        let upright = if *conv1d { transposed(self.backend, &weight)? } else { weight.clone() };
+        let matrix = self.backend.quantize(&upright, &self.quant);
+        weight.release_pages();
+        dequantized(self.backend, &matrix.map_err(|e| Error::tensor(name, e.to_string()))?, *conv1d)
+    }
+
+    fn tied_head(&self) -> String {
+        self.base.tied_head()
+    }
+}
+
+/// A GGUF file.
+struct GgufFile<'a> {
+    config: &'a ModelConfig,
+    backend: &'a Backend,
+    file: Gguf,
+    names: Vec<String>,
+    dtype: DType,
+}
+
+impl Base for GgufFile<'_> {
+    fn names(&self) -> Vec<String> {
+        self.names.clone()
+    }
+
+    fn info(&self, name: &str) -> Result<(Vec<usize>, DType)> {
+        Ok((self.file.shape(name, self.config)?.to_vec(), self.dtype))
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.file.tensor(name, self.config, self.backend, self.dtype)
+    }
+
+    fn tied_head(&self) -> String {
+        format!("{}.weight", self.config.names.embed)
+    }
+}
+
 /// A quantized matrix as its file would hold it: dense, stored `[in, out]` if `conv1d`.
 pub(super) fn dequantized(backend: &Backend, matrix: &Quantized, conv1d: bool) -> Result<Tensor> {
     let mut dense = backend.empty(matrix.shape(), matrix.dtype())?;
@@ -36,66 +160,17 @@ pub(super) fn dequantized(backend: &Backend, matrix: &Quantized, conv1d: bool) -
 }
 
 /// A model's files.
-pub(super) struct Folder<'a> {
+struct Folder<'a> {
     config: &'a ModelConfig,
     backend: &'a Backend,
     checkpoint: Checkpoint,
     names: BTreeMap<String, String>, // in the files, by full names
-    quant: Option<QuantConfig>,      // some weights stand for what this makes of them
-    quantized: BTreeSet<String>,     // these
 }
 
 impl<'a> Folder<'a> {
     /// Opens a folder, whose linear layers may be quantized by bitsandbytes.
-    ///
-    /// # Errors
-    /// When it is malformed, or the options ask for what it can't give.
-    pub fn open(
-        dir: &Path,
-        config: &'a ModelConfig,
-        backend: &'a Backend,
-        options: &MergeOptions,
-    ) -> Result<Self> {
+    fn open(dir: &Path, config: &'a ModelConfig, backend: &'a Backend) -> Result<Self> {
         let checkpoint = Checkpoint::open(dir)?;
-        let stored = checkpoint.names().find(|name| bnb::is_quantized(&checkpoint, name));
-        let asked = |key: &str, message: String| Err(Error::config("merge", key, message));
-        let quant = match (options.onto, stored, options.quant) {
-            (Onto::Original, Some(_), _) => {
-                return asked(
-                    "onto",
-                    format!(
-                        "{} is quantized and has not the original weights: give the model that it was quantized from, \
-                         or merge onto the dequantized ones (--onto dequantized)",
-                        dir.display()
-                    ),
-                );
-            }
-            (Onto::Dequantized, None, None) => {
-                return asked(
-                    "onto",
-                    "`dequantized` needs the format of the base in training, for example --quant nf4".into(),
-                );
-            }
-            (Onto::Dequantized, Some(name), Some(quant)) => {
-                let found = bnb::read(&checkpoint, name, backend)?.config();
-                if found.format != quant.format {
-                    return asked(
-                        "quant",
-                        format!("{} is in {}, not {}", dir.display(), found.format.name, quant.format.name),
-                    );
-                }
-                None
-            }
-            (Onto::Dequantized, None, Some(quant)) if quant.head && config.tie_word_embeddings => {
-                return asked(
-                    "quant_head",
-                    "a tied head can't be dequantized apart from the embedding; merge onto the original"
-                        .into(),
-                );
-            }
-            (Onto::Dequantized, None, quant) => quant,
-            _ => None,
-        };
         let parents = |name: &str| name.split_once(".weight.").map(|(module, _)| format!("{module}.weight"));
         let is_part = |name: &str| parents(name).is_some_and(|w| bnb::is_quantized(&checkpoint, &w));
         let is_float = |name: &str| {
@@ -115,42 +190,19 @@ impl<'a> Folder<'a> {
                 names.insert(full, name.to_string());
             }
         }
-        let mut folder = Folder { config, backend, checkpoint, names, quant, quantized: BTreeSet::new() };
-        if let Some(quant) = quant {
-            let linear = |m: &ModuleInfo| matches!(m.kind, ModuleKind::Linear | ModuleKind::Conv1d);
-            let chosen = folder.modules()?.into_iter().filter(|m| linear(m) && (quant.head || !m.is_head));
-            folder.quantized = chosen.map(|m| format!("{}.weight", m.path)).collect();
-        }
-        Ok(folder)
+        Ok(Folder { config, backend, checkpoint, names })
     }
 
-    /// The modules as the weights show them.
-    ///
-    /// # Errors
-    /// When a quantized weight is malformed.
-    pub fn modules(&self) -> Result<Vec<ModuleInfo>> {
-        let shapes = self.names.keys().map(|name| Ok((name.clone(), self.info(name)?.0)));
-        Ok(modules_of(shapes.collect::<Result<_>>()?, self.config))
+    /// How the folder's weights are quantized, if they are.
+    fn quantized_by_bitsandbytes(&self) -> Result<Option<QuantConfig>> {
+        let mut stored = self.names.values();
+        let name = stored.find(|name| bnb::is_quantized(&self.checkpoint, name));
+        name.map(|name| Ok(bnb::read(&self.checkpoint, name, self.backend)?.config())).transpose()
     }
 
     fn stored_name(&self, name: &str) -> Result<&str> {
         let stored = self.names.get(name).map(String::as_str);
         stored.ok_or_else(|| Error::tensor(name, "missing in the base"))
-    }
-
-    /// What a weight was quantized to in training.
-    fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
-        let stored = self.stored_name(name)?;
-        if bnb::is_quantized(&self.checkpoint, stored) {
-            return bnb::read(&self.checkpoint, stored, self.backend).map(Some);
-        }
-        let Some(quant) = self.quant.filter(|_| self.quantized.contains(name)) else { return Ok(None) };
-        let weight = self.checkpoint.tensor(stored)?;
-        let upright = if self.is_conv1d(name) { transposed(self.backend, &weight)? } else { weight.clone() };
-        let matrix =
-            self.backend.quantize(&upright, &quant).map_err(|e| Error::tensor(name, e.to_string()))?;
-        weight.release_pages();
-        Ok(Some(matrix))
     }
 
     fn is_conv1d(&self, name: &str) -> bool {
@@ -176,10 +228,12 @@ impl Base for Folder<'_> {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
-        match self.quantized(name)? {
-            Some(matrix) => dequantized(self.backend, &matrix, self.is_conv1d(name)),
-            None => self.checkpoint.tensor(self.stored_name(name)?),
+        let stored = self.stored_name(name)?;
+        if !bnb::is_quantized(&self.checkpoint, stored) {
+            return self.checkpoint.tensor(stored);
         }
+        let matrix = bnb::read(&self.checkpoint, stored, self.backend)?;
+        dequantized(self.backend, &matrix, self.is_conv1d(name))
     }
 
     fn tied_head(&self) -> String {

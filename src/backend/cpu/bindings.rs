@@ -11,6 +11,9 @@ pub struct quantized {
     pub nested_map: *const f32,
     pub nested_offset: f32,
     pub nested_shift: i32,
+    pub minimums: *mut f32,
+    pub minimum_codes: *const u8,
+    pub minimum_factors: *const f32,
     pub levels: *const f32,
     pub rows: usize,
     pub cols: usize,
@@ -22,7 +25,7 @@ pub struct quantized {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of quantized"][::core::mem::size_of::<quantized>() - 112usize];
+    ["Size of quantized"][::core::mem::size_of::<quantized>() - 136usize];
     ["Alignment of quantized"][::core::mem::align_of::<quantized>() - 8usize];
     ["Offset of field: quantized::codes"][::core::mem::offset_of!(quantized, codes) - 0usize];
     ["Offset of field: quantized::scales"][::core::mem::offset_of!(quantized, scales) - 8usize];
@@ -34,15 +37,20 @@ const _: () = {
     ["Offset of field: quantized::nested_offset"]
         [::core::mem::offset_of!(quantized, nested_offset) - 48usize];
     ["Offset of field: quantized::nested_shift"][::core::mem::offset_of!(quantized, nested_shift) - 52usize];
-    ["Offset of field: quantized::levels"][::core::mem::offset_of!(quantized, levels) - 56usize];
-    ["Offset of field: quantized::rows"][::core::mem::offset_of!(quantized, rows) - 64usize];
-    ["Offset of field: quantized::cols"][::core::mem::offset_of!(quantized, cols) - 72usize];
-    ["Offset of field: quantized::block_rows"][::core::mem::offset_of!(quantized, block_rows) - 80usize];
-    ["Offset of field: quantized::block_cols"][::core::mem::offset_of!(quantized, block_cols) - 88usize];
+    ["Offset of field: quantized::minimums"][::core::mem::offset_of!(quantized, minimums) - 56usize];
+    ["Offset of field: quantized::minimum_codes"]
+        [::core::mem::offset_of!(quantized, minimum_codes) - 64usize];
+    ["Offset of field: quantized::minimum_factors"]
+        [::core::mem::offset_of!(quantized, minimum_factors) - 72usize];
+    ["Offset of field: quantized::levels"][::core::mem::offset_of!(quantized, levels) - 80usize];
+    ["Offset of field: quantized::rows"][::core::mem::offset_of!(quantized, rows) - 88usize];
+    ["Offset of field: quantized::cols"][::core::mem::offset_of!(quantized, cols) - 96usize];
+    ["Offset of field: quantized::block_rows"][::core::mem::offset_of!(quantized, block_rows) - 104usize];
+    ["Offset of field: quantized::block_cols"][::core::mem::offset_of!(quantized, block_cols) - 112usize];
     ["Offset of field: quantized::blocks_per_row"]
-        [::core::mem::offset_of!(quantized, blocks_per_row) - 96usize];
-    ["Offset of field: quantized::format"][::core::mem::offset_of!(quantized, format) - 104usize];
-    ["Offset of field: quantized::panels"][::core::mem::offset_of!(quantized, panels) - 108usize];
+        [::core::mem::offset_of!(quantized, blocks_per_row) - 120usize];
+    ["Offset of field: quantized::format"][::core::mem::offset_of!(quantized, format) - 128usize];
+    ["Offset of field: quantized::panels"][::core::mem::offset_of!(quantized, panels) - 132usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -15,6 +15,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Elements per job.
 const GRAIN: usize = 1 << 15;
 
+/// The values of two's complement bytes.
+static WHOLE_NUMBERS: [f32; 256] = {
+    let (mut all, mut i) = ([0.0; 256], 0);
+    while i < 256 {
+        all[i] = (i as u8 as i8) as f32;
+        i += 1;
+    }
+    all
+};
+
 fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quantized {
     quantized {
         codes: std::ptr::null_mut(),
@@ -22,6 +32,9 @@ fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quanti
         zeros: std::ptr::null_mut(),
         nested: std::ptr::null(),
         nested_absmax: std::ptr::null(),
+        minimums: std::ptr::null_mut(),
+        minimum_codes: std::ptr::null(),
+        minimum_factors: std::ptr::null(),
         nested_map: std::ptr::null(),
         nested_offset: 0.0,
         nested_shift: NESTED_BLOCKSIZE.trailing_zeros() as i32,
@@ -49,6 +62,20 @@ pub(super) fn view(x: &Quantized) -> quantized {
             view.nested_map = map.host_bytes().cast();
             view.nested_offset = *offset;
         }
+        Scales::Products { codes, factors, per_factor } => {
+            view.nested = codes.host_bytes();
+            view.nested_absmax = factors.host_bytes().cast();
+            view.nested_map = WHOLE_NUMBERS.as_ptr();
+            view.nested_shift = per_factor.trailing_zeros() as i32;
+        }
+    }
+    match x.minimums() {
+        Some(Scales::Plain(minimums)) => view.minimums = minimums.host_bytes().cast::<f32>().cast_mut(),
+        Some(Scales::Products { codes, factors, .. } | Scales::Nested { codes, absmax: factors, .. }) => {
+            view.minimum_codes = codes.host_bytes();
+            view.minimum_factors = factors.host_bytes().cast();
+        }
+        None => {}
     }
     view.zeros = x.zeros().map_or(std::ptr::null_mut(), |z| z.host_bytes().cast_mut());
     view
@@ -69,12 +96,16 @@ impl Cpu {
         let mut codes = self.empty(&[x.codes().elements()], DType::U8)?;
         let mut scales = self.empty(&[geometry.count], DType::F32)?;
         let mut zeros = x.zeros().map(|z| self.empty(z.shape(), DType::U8)).transpose()?;
+        let mut minimums = x.minimums().map(|_| self.empty(&[geometry.count], DType::F32)).transpose()?;
         let from = view(x);
         let mut to = layout(&x.config(), *x.shape(), geometry);
         to.codes = codes.host_mut()?;
         to.scales = scales.host_mut()?;
         if let Some(zeros) = &mut zeros {
             to.zeros = zeros.host_mut()?;
+        }
+        if let Some(minimums) = &mut minimums {
+            to.minimums = minimums.host_mut()?;
         }
         let takes = AtomicBool::new(true);
         let (to, from) = (Shared(std::ptr::from_mut(&mut to)), Shared(std::ptr::from_ref(&from).cast_mut()));
@@ -89,7 +120,7 @@ impl Cpu {
         if !takes.into_inner() {
             return Ok(x.clone());
         }
-        Ok(x.laid_out(Layout::Panels, codes, scales, zeros))
+        Ok(x.laid_out(Layout::Panels, codes, scales, zeros, minimums))
     }
 
     pub(super) fn run_quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {

@@ -6,9 +6,9 @@ use crate::backend::Kernels;
 use crate::backend::check::ensure;
 use crate::backend::quantized::{format_code, upload_nested};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
-use crate::quant::{Blocks, Codes, Geometry, QuantConfig, Quantized, Scales};
+use crate::quant::{Blocks, Codes, Geometry, QuantConfig, Quantized, READ_ONLY, Scales};
 use crate::tensor::Tensor;
 use std::ptr::{null, null_mut};
 
@@ -44,6 +44,13 @@ fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quanti
 
 /// The matrix as kernels see it, for reading; it lives no longer than `x`.
 pub(super) fn view(x: &Quantized) -> Result<quantized_matrix> {
+    let format = x.config().format;
+    if READ_ONLY.contains(format) {
+        return Err(Error::Unsupported(format!(
+            "{} has no CUDA kernel yet; quantize the GGUF file's weights again, for example by --quant nf4",
+            format.name
+        )));
+    }
     let mut view = layout(&x.config(), *x.shape(), x.geometry());
     view.codes = read::<u8>(x.codes())?.cast_mut();
     match x.scales() {
@@ -53,6 +60,9 @@ pub(super) fn view(x: &Quantized) -> Result<quantized_matrix> {
             view.nested_absmax = read(absmax)?;
             view.nested_map = read(map)?;
             view.nested_offset = *offset;
+        }
+        Scales::Products { .. } => {
+            return Err(Error::Unsupported("scales that are products have no CUDA kernel yet".into()));
         }
     }
     view.zeros = x.zeros().map_or(Ok(null()), read::<u8>)?.cast_mut();

@@ -4,8 +4,8 @@ use super::{Real, Reference};
 use crate::backend::Kernels;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::double_quant::NestedScales;
-use crate::quant::{Pair, QuantConfig, Quantized, Scales};
+use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
+use crate::quant::{Pair, QuantConfig, Quantized, Scales, int6};
 use crate::tensor::Tensor;
 
 /// Smaller scales count as this one when elements get codes.
@@ -85,13 +85,22 @@ pub fn values<R: Real>(backend: &Reference<R>, x: &Quantized) -> Result<Vec<R>> 
             .map(|data| data.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>).collect::<Vec<_>>())
     };
     x.expect_rows()?;
-    let scales = match x.scales() {
-        Scales::Plain(scales) => floats(scales)?,
-        Scales::Nested { codes, absmax, map, offset } => {
-            let (codes, absmax, map) = (bytes(codes)?, floats(absmax)?, floats(map)?);
-            codes.iter().enumerate().map(|(i, c)| map[usize::from(*c)] * absmax[i / 256] + offset).collect()
-        }
+    let constants = |scales: &Scales| {
+        Ok::<_, Error>(match scales {
+            Scales::Plain(scales) => floats(scales)?,
+            Scales::Nested { codes, absmax, map, offset } => {
+                let (codes, absmax, map) = (bytes(codes)?, floats(absmax)?, floats(map)?);
+                let nested = codes.iter().enumerate();
+                nested.map(|(i, c)| map[usize::from(*c)] * absmax[i / NESTED_BLOCKSIZE] + offset).collect()
+            }
+            Scales::Products { codes, factors, per_factor } => {
+                let (codes, factors) = (bytes(codes)?, floats(factors)?);
+                codes.iter().enumerate().map(|(i, c)| f32::from(*c as i8) * factors[i / per_factor]).collect()
+            }
+        })
     };
+    let scales = constants(x.scales())?;
+    let minimums = x.minimums().map(constants).transpose()?;
     let zeros = x.zeros().map(bytes).transpose()?;
     let (codes, format, geometry) = (bytes(x.codes())?, x.config().format, x.geometry());
     let [rows, cols] = *x.shape();
@@ -99,11 +108,13 @@ pub fn values<R: Real>(backend: &Reference<R>, x: &Quantized) -> Result<Vec<R>> 
         let code = match format.bits() {
             4 if i.is_multiple_of(2) => Pair(codes[i / 2]).even(),
             4 => Pair(codes[i / 2]).odd(),
+            6 => int6::code(&codes, rows * cols, i),
             _ => codes[i],
         };
         let block = geometry.block(i / cols, i % cols, cols);
         let zero = zeros.as_ref().map_or(0.0, |z| f32::from(z[block]));
-        R::from_f64(f64::from((format.decode(code) - zero) * scales[block]))
+        let scaled = (format.decode(code) - zero) * scales[block];
+        R::from_f64(f64::from(minimums.as_ref().map_or(scaled, |m| scaled + m[block])))
     };
     Ok((0..rows * cols).map(value).collect())
 }

@@ -6,13 +6,15 @@
 
 pub mod dequantize;
 mod names;
+mod own;
 
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::model::bnb::torch_name;
 use crate::model::config::ModelConfig;
 use crate::model::rope::RopeScaling;
-use crate::quant::{Format, Pair, QuantConfig, Quantized, Scales};
+use crate::quant::Quantized;
 use crate::tensor::Tensor;
 use dequantize::{GgmlType, TYPES};
 use memmap2::Mmap;
@@ -25,6 +27,9 @@ use std::sync::Arc;
 
 /// Keys, tensors or elements of an array that a file may have at most; more is a damaged one.
 const MAX_COUNT: u64 = 1 << 24;
+
+/// Factors on the rotary frequencies.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Whether a path names a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
@@ -169,10 +174,59 @@ impl Gguf {
         Ok(config)
     }
 
+    /// The `config.json` of the model's folder, with weights of `dtype`.
+    ///
+    /// # Errors
+    /// As [`Gguf::config`].
+    pub fn config_json(&self, dtype: DType) -> Result<Value> {
+        let (config, mut value) = (self.config()?, names::config(self)?);
+        if let Some(keys) = value.as_object_mut() {
+            keys.retain(|_, value| !value.is_null());
+            keys.insert("dtype".into(), json!(torch_name(dtype)));
+            if let Some(RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            }) = config.rope.map(|rope| rope.scaling)
+            {
+                let scaling = json!({
+                    "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                    "high_freq_factor": high_freq_factor,
+                    "original_max_position_embeddings": original_max_position_embeddings as u64,
+                });
+                keys.insert("rope_scaling".into(), scaling);
+            }
+        }
+        Ok(value)
+    }
+
+    /// The names that transformers has for the tensors.
+    ///
+    /// # Errors
+    /// When one is of no module of the model.
+    pub fn full_names(&self, config: &ModelConfig) -> Result<Vec<String>> {
+        let weights = self.tensors.keys().filter(|own| *own != ROPE_FACTORS);
+        let full = |own: &String| {
+            names::full_name(own, config)
+                .ok_or_else(|| Error::tensor(own, format!("is not one of {}", config.model_type)))
+        };
+        weights.map(full).collect()
+    }
+
+    /// The dimensions of what transformers names `name`.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn shape(&self, name: &str, config: &ModelConfig) -> Result<&[usize]> {
+        Ok(&self.entry(&self.own_name(name, config)?)?.shape)
+    }
+
     /// Llama 3's frequencies come as factors by pair: those that its scaling gives, with 8,192 original positions.
     fn read_rope_factors(&self, config: &mut ModelConfig) -> Result<()> {
-        const NAME: &str = "rope_freqs.weight";
-        let (Some(entry), Some(rope)) = (self.tensors.get(NAME), &mut config.rope) else { return Ok(()) };
+        let (Some(entry), Some(rope)) = (self.tensors.get(ROPE_FACTORS), &mut config.rope) else {
+            return Ok(());
+        };
         let factors = self.values(entry);
         let plain = rope.inverse_frequencies();
         rope.scaling = RopeScaling::Llama3 {
@@ -186,60 +240,50 @@ impl Gguf {
             && plain.iter().zip(&scaled).zip(&factors).all(|((p, s), f)| (p / s - f).abs() <= 1e-3 * f);
         match same {
             true => Ok(()),
-            false => {
-                Err(Error::tensor(NAME, "holds frequencies that are not Llama 3's and is not supported"))
-            }
+            false => Err(Error::tensor(
+                ROPE_FACTORS,
+                "holds frequencies that are not Llama 3's and is not supported",
+            )),
         }
     }
 
-    /// The format in which the layers' weights are kept as they are: `int4` in blocks of 32, if all are Q4_0, which has the
-    /// same values.
-    pub fn own_quant(&self) -> Option<QuantConfig> {
-        let mut layers =
-            self.tensors.iter().filter(|(name, e)| name.starts_with("blk.") && e.shape.len() == 2);
-        let format = Format::by_name("int4").ok()?;
-        let kept = layers.clone().next().is_some() && layers.all(|(_, e)| e.kind.name == "Q4_0");
-        kept.then(|| QuantConfig { blocksize: 32, ..QuantConfig::new(format) })
-    }
-
-    /// The matrix that transformers names `name`, of type Q4_0, in its own codes and scales.
+    /// The matrix named `own` in the file, in its own codes and constants; `None` if its type has no format with the same
+    /// values. `dtype` is the type that it stands for.
     ///
     /// # Errors
-    /// When there is none of this type, or memory can't be had.
+    /// When it is missing or memory can't be had.
+    pub fn matrix(&self, own: &str, backend: &Backend, dtype: DType) -> Result<Option<Quantized>> {
+        let entry = self.entry(own)?;
+        own::matrix(entry, &self.map[entry.range.clone()], |row| row, backend, dtype)
+    }
+
+    /// [`Gguf::matrix`] of what transformers names `name`.
+    ///
+    /// # Errors
+    /// As [`Gguf::matrix`].
     pub fn own_matrix(
         &self,
         name: &str,
         config: &ModelConfig,
         backend: &Backend,
         dtype: DType,
-    ) -> Result<Quantized> {
-        let own = names::own_name(name, config).filter(|own| self.tensors.contains_key(own));
-        let own = own.ok_or_else(|| Error::tensor(name, format!("missing in {}", self.path.display())))?;
-        let entry = &self.tensors[&own];
-        let (&[rows, cols], "Q4_0") = (entry.shape.as_slice(), entry.kind.name) else {
-            return Err(Error::tensor(name, format!("expected a matrix in Q4_0, found {}", entry.kind.name)));
-        };
-        let quant = self.own_quant().ok_or_else(|| Error::tensor(name, "not all layers are in Q4_0"))?;
-        let (bytes, order) = (&self.map[entry.range.clone()], names::rows(self, &own, config, rows));
-        let row_bytes = cols / entry.kind.block * entry.kind.bytes;
-        let (mut codes, mut scales) =
-            (Vec::with_capacity(rows * cols / 2), Vec::with_capacity(rows * cols / 32));
-        for row in 0..rows {
-            let from = order(row) * row_bytes;
-            for block in bytes[from..from + row_bytes].chunks_exact(entry.kind.bytes) {
-                scales.push(half::f16::from_le_bytes([block[0], block[1]]).to_f32());
-                // Element i is in the low half of byte i, element i + 16 in the high half.
-                let halves = [
-                    block[2..].iter().map(|q| q & 15).collect::<Vec<u8>>(),
-                    block[2..].iter().map(|q| q >> 4).collect(),
-                ];
-                let pairs = halves.iter().flat_map(|half| half.chunks_exact(2));
-                codes.extend(pairs.map(|pair| Pair::new(pair[0], pair[1]).0));
-            }
-        }
-        let codes = backend.from_slice(&codes, &[codes.len()])?;
-        let scales = Scales::Plain(backend.from_slice(&scales, &[scales.len()])?);
-        Quantized::new(quant, [rows, cols], codes, scales, None, dtype)
+    ) -> Result<Option<Quantized>> {
+        let own = self.own_name(name, config)?;
+        let entry = self.entry(&own)?;
+        let order = names::rows(self, &own, config, entry.shape[0]);
+        own::matrix(entry, &self.map[entry.range.clone()], order, backend, dtype)
+    }
+
+    fn entry(&self, own: &str) -> Result<&Entry> {
+        let entry = self.tensors.get(own);
+        entry.ok_or_else(|| Error::tensor(own, format!("missing in {}", self.path.display())))
+    }
+
+    /// The file's name of what transformers names `name`.
+    fn own_name(&self, name: &str, config: &ModelConfig) -> Result<String> {
+        names::own_name(name, config)
+            .filter(|own| self.tensors.contains_key(own))
+            .ok_or_else(|| Error::tensor(name, format!("missing in {}", self.path.display())))
     }
 
     /// All elements in f32.
@@ -260,17 +304,17 @@ impl Gguf {
         backend: &Backend,
         dtype: DType,
     ) -> Result<Tensor> {
-        let own = names::own_name(name, config)
-            .filter(|own| self.tensors.contains_key(own))
-            .ok_or_else(|| Error::tensor(name, format!("missing in {}", self.path.display())))?;
-        let entry = &self.tensors[&own];
+        let own = self.own_name(name, config)?;
+        let entry = self.entry(&own)?;
         let cols = entry.shape.last().copied().unwrap_or(1).max(1);
         let rows = entry.shape.iter().product::<usize>() / cols;
         let row_bytes = cols / entry.kind.block * entry.kind.bytes;
         let order = names::rows(self, &own, config, rows);
         let out = backend.empty(&[rows, cols], dtype)?;
         let bytes = &self.map[entry.range.clone()];
-        for start in (0..rows).step_by(ROWS) {
+        // A backend that only counts reads nothing.
+        let counting = backend.arena().is_counting();
+        for start in (0..rows).step_by(ROWS).filter(|_| !counting) {
             let end = (start + ROWS).min(rows);
             let mut values = vec![0f32; (end - start) * cols];
             values.par_chunks_mut(cols).enumerate().for_each(|(i, values)| {

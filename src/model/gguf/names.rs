@@ -5,16 +5,16 @@ use crate::error::{Error, Result};
 use crate::model::config::{MlpNames, ModelConfig, QkvNames};
 use serde_json::{Value, json};
 
-/// Architectures by GGUF's name, with transformers' and the activation.
-const ARCHITECTURES: [(&str, &str, &str); 8] = [
-    ("llama", "llama", "silu"),
-    ("qwen2", "qwen2", "silu"),
-    ("qwen3", "qwen3", "silu"),
-    ("phi3", "phi3", "silu"),
-    ("glm4", "glm4", "silu"),
-    ("gemma", "gemma", "gelu_pytorch_tanh"),
-    ("gemma2", "gemma2", "gelu_pytorch_tanh"),
-    ("gemma3", "gemma3_text", "gelu_pytorch_tanh"),
+/// Architectures by GGUF's name, with transformers' name and class, and the activation.
+const ARCHITECTURES: [(&str, &str, &str, &str); 8] = [
+    ("llama", "llama", "LlamaForCausalLM", "silu"),
+    ("qwen2", "qwen2", "Qwen2ForCausalLM", "silu"),
+    ("qwen3", "qwen3", "Qwen3ForCausalLM", "silu"),
+    ("phi3", "phi3", "Phi3ForCausalLM", "silu"),
+    ("glm4", "glm4", "Glm4ForCausalLM", "silu"),
+    ("gemma", "gemma", "GemmaForCausalLM", "gelu_pytorch_tanh"),
+    ("gemma2", "gemma2", "Gemma2ForCausalLM", "gelu_pytorch_tanh"),
+    ("gemma3", "gemma3_text", "Gemma3ForCausalLM", "gelu_pytorch_tanh"),
 ];
 
 /// A `config.json` with what the file's keys say.
@@ -22,7 +22,7 @@ pub fn config(file: &Gguf) -> Result<Value> {
     let error = |key: &str, message: String| Error::config(file.path.display(), key, message);
     let arch = file.key("general.architecture").and_then(Value::as_str).unwrap_or("none");
     let found = ARCHITECTURES.iter().find(|(name, ..)| *name == arch);
-    let (arch, model_type, activation) = *found.ok_or_else(|| {
+    let (arch, model_type, class, activation) = *found.ok_or_else(|| {
         let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
         error("general.architecture", format!("`{arch}` is not supported; supported: {}", known.join(", ")))
     })?;
@@ -37,6 +37,7 @@ pub fn config(file: &Gguf) -> Result<Value> {
     };
     let heads = need("attention.head_count")?;
     let mut keys = json!({
+        "architectures": [class],
         "model_type": model_type,
         "vocab_size": vocab_size,
         "hidden_size": need("embedding_length")?,
@@ -90,16 +91,15 @@ pub fn config(file: &Gguf) -> Result<Value> {
     Ok(keys)
 }
 
-/// The file's name of the tensor that transformers calls `name`.
-pub fn own_name(name: &str, config: &ModelConfig) -> Option<String> {
+/// The modules outside the layers: transformers' names with the file's.
+fn outer(config: &ModelConfig) -> [(&'static str, &'static str); 3] {
     let names = &config.names;
-    let (module, kind) = name.rsplit_once('.')?;
-    for (ours, own) in [(names.embed, "token_embd"), (names.norm, "output_norm"), (names.head, "output")] {
-        if module == ours {
-            return Some(format!("{own}.{kind}"));
-        }
-    }
-    let (number, part) = module.strip_prefix(names.layers)?.strip_prefix('.')?.split_once('.')?;
+    [(names.embed, "token_embd"), (names.norm, "output_norm"), (names.head, "output")]
+}
+
+/// The modules of a layer: transformers' names with the file's.
+fn inner(config: &ModelConfig) -> Vec<(&'static str, &'static str)> {
+    let names = &config.names;
     let mut table =
         vec![(names.input_norm, "attn_norm"), (names.post_norm, "ffn_norm"), (names.o, "attn_output")];
     table.extend(names.attention_norm.map(|n| (n, "post_attention_norm")));
@@ -119,8 +119,29 @@ pub fn own_name(name: &str, config: &ModelConfig) -> Option<String> {
         MlpNames::FusedGated { gate_up, down } => table.extend([(gate_up, "ffn_up"), (down, "ffn_down")]),
         MlpNames::Plain { fc, proj } => table.extend([(fc, "ffn_up"), (proj, "ffn_down")]),
     }
-    let own = table.into_iter().find(|(ours, _)| *ours == part)?.1;
+    table
+}
+
+/// The file's name of the tensor that transformers calls `name`.
+pub fn own_name(name: &str, config: &ModelConfig) -> Option<String> {
+    let (module, kind) = name.rsplit_once('.')?;
+    if let Some((_, own)) = outer(config).into_iter().find(|(ours, _)| *ours == module) {
+        return Some(format!("{own}.{kind}"));
+    }
+    let (number, part) = module.strip_prefix(config.names.layers)?.strip_prefix('.')?.split_once('.')?;
+    let own = inner(config).into_iter().find(|(ours, _)| *ours == part)?.1;
     Some(format!("blk.{number}.{own}.{kind}"))
+}
+
+/// What transformers calls the file's tensor `own`.
+pub fn full_name(own: &str, config: &ModelConfig) -> Option<String> {
+    let (module, kind) = own.rsplit_once('.')?;
+    if let Some((ours, _)) = outer(config).into_iter().find(|(_, name)| *name == module) {
+        return Some(format!("{ours}.{kind}"));
+    }
+    let (number, part) = module.strip_prefix("blk.")?.split_once('.')?;
+    let ours = inner(config).into_iter().find(|(_, name)| *name == part)?.0;
+    Some(format!("{}.{number}.{ours}.{kind}", config.names.layers))
 }
 
 /// Where each row of a tensor is in the file. llama.cpp keeps the pairs that rotary embedding turns beside each other
