@@ -38,7 +38,7 @@ fn the_penalty_has_the_gradient_of_its_value() {
         r#"{"peft_type": "ADALORA", "init_r": 3, "orth_reg_weight": 0.3, "target_modules": "all-linear"}"#;
     let mut adalora = method(settings);
     adalora.attach(&mut model, 5).unwrap();
-    adalora.begin(&model, 10).unwrap();
+    adalora.begin(&mut model, 10).unwrap();
     move_all(&mut model);
     model.params.zero_grads().unwrap();
     let value = adalora.regularize(&model).unwrap();
@@ -77,7 +77,7 @@ fn an_adapter_that_lost_ranks_goes_on() {
     let backend = Cpu::new(None).unwrap();
     let mut model = Model::load(&path("llama"), &backend, DType::F32).unwrap();
     let mut adalora = load_adapter(&mut model, &path("llama/adalora_pruned")).unwrap();
-    adalora.begin(&model, 10).unwrap();
+    adalora.begin(&mut model, 10).unwrap();
     // Six ranks of three layers are left and four layers ask for two each: none is taken away, and none comes back.
     for step in 0..8 {
         model.params.zero_grads().unwrap();

@@ -67,7 +67,7 @@ fn measure(
         Model::load(folder, &backend, options).unwrap()
     };
     let mut method = adapt(&mut model, settings).unwrap();
-    method.begin(&model, 10).unwrap();
+    method.begin(&mut model, 10).unwrap();
     model.gradient_checkpointing = arguments.gradient_checkpointing;
     let temporary = tempfile::tempdir().unwrap();
     let mut optimizer =

@@ -5,7 +5,7 @@ mod common;
 use common::golden::{FAMILIES, Golden, path, variants, worst};
 use lowrank::DType;
 use lowrank::adapter::merge::{MergeOptions, merge};
-use lowrank::adapter::{InitLoraWeights, LoraConfig, Method, TargetModules, Targeting};
+use lowrank::adapter::{InitLoraWeights, LoraConfig, Method, TargetModules, Targeting, from_settings};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 use std::fs;
@@ -122,4 +122,29 @@ fn an_adapter_that_lacks_modules_is_not_merged() {
         "{error}"
     );
     assert!(!parent.path().join("merged").exists());
+}
+
+/// PEFT has no rotations for GPT-2's weights, which are stored the other way round.
+#[test]
+fn rotated_weights_that_are_stored_the_other_way_round() {
+    let backend = Cpu::new(None).unwrap();
+    let batch = Golden::open("gpt2/golden.safetensors").batch();
+    let logits = |m: &Model| backend.to_vec::<f32>(&m.logits(&batch).unwrap()).unwrap();
+    for more in [r#""r": 4"#, r#""oft_block_size": 16, "block_share": true, "use_cayley_neumann": false"#] {
+        let settings = format!(
+            r#"{{"peft_type": "OFT", "init_weights": false, "target_modules": "all-linear", {more}}}"#
+        );
+        let mut method = from_settings("test", &serde_json::from_str(&settings).unwrap()).unwrap();
+        let mut model = Model::load(&path("gpt2"), &backend, DType::F32).unwrap();
+        let base = logits(&model);
+        method.attach(&mut model, 3).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        method.save(&model, &parent.path().join("adapter")).unwrap();
+        let output = parent.path().join("merged");
+        merge(&path("gpt2"), &parent.path().join("adapter"), &output, &MergeOptions::default()).unwrap();
+        let merged = Model::load(&output, &backend, DType::F32).unwrap();
+        assert!(worst(&logits(&model), &base) > 0.1, "{more}: nothing is rotated");
+        let difference = worst(&logits(&merged), &logits(&model));
+        assert!(difference < 1e-4, "{more}: merged logits differ by {difference}");
+    }
 }

@@ -15,12 +15,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Rows by name: flags besides the common ones, and the learning rate if none is given.
-const PRESETS: [(&str, &[&str], f64); 18] = [
+const PRESETS: [(&str, &[&str], f64); 19] = [
     ("lora", &["--method", "lora"], 2e-4),
     ("qlora", &["--method", "lora", "--quant", "nf4"], 2e-4),
     ("dora", &["--method", "lora", "--use-dora"], 2e-4),
     ("rslora", &["--method", "lora", "--use-rslora"], 2e-4),
     ("adalora", &["--method", "adalora"], 2e-3),
+    ("oft", &["--method", "oft"], 1e-3),
     ("adapter", &["--method", "adapter"], 1e-3),
     ("houlsby", &["--method", "adapter", "--adapter-config", "houlsby"], 1e-3),
     ("parallel", &["--method", "adapter", "--adapter-config", "parallel"], 1e-3),

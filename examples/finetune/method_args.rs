@@ -62,8 +62,8 @@ pub struct MethodArgs {
     #[arg(long, value_delimiter = ',', value_name = "MODULES", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modules_to_save: Option<Vec<String>>,
-    /// Biases trained with the adapter: none, all or lora_only [default: none]
-    #[arg(long, value_parser = ["none", "all", "lora_only"], help_heading = "Method")]
+    /// Biases trained with the adapter: none, all or the adapted layers' (lora_only, vera_only, oft_only) [default: none]
+    #[arg(long, value_parser = ["none", "all", "lora_only", "vera_only", "oft_only"], help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bias: Option<String>,
     /// AdaLoRA's ranks of a module at the start [default: 12]
@@ -102,6 +102,34 @@ pub struct MethodArgs {
     #[arg(long, value_name = "N", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_step: Option<usize>,
+    /// Columns that OFT rotates together [default: 32]; --r gives the number of blocks instead
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oft_block_size: Option<usize>,
+    /// One OFT rotation for all blocks of a layer
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub block_share: bool,
+    /// OFT's Cayley transform by a series instead of an inverse [default: true]
+    #[arg(long, value_name = "BOOL", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_cayley_neumann: Option<bool>,
+    /// Terms of that series [default: 5]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_cayley_neumann_terms: Option<usize>,
+    /// Keep OFT's rotations small, as --eps says
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub coft: bool,
+    /// How large a rotation may be with --coft [default: 6e-5]
+    #[arg(long, value_name = "X", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// Share of OFT's blocks that a step leaves as they are [default: 0]
+    #[arg(long, value_name = "P", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module_dropout: Option<f64>,
     /// Virtual tokens of prefix, prompt and ptuning [default: 20]
     #[arg(long, value_name = "N", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]

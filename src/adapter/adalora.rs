@@ -340,7 +340,7 @@ impl Method for AdaLoraConfig {
         model.params.ids().map(|id| self.stored(model, id)).collect()
     }
 
-    fn begin(&mut self, model: &Model, total_steps: usize) -> Result<()> {
+    fn begin(&mut self, model: &mut Model, total_steps: usize) -> Result<()> {
         self.total_step = self.total_step.or(Some(total_steps));
         let budget = self.budget().map_err(|message| Error::config("adapter", "total_step", message))?;
         let budget =

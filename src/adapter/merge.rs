@@ -2,11 +2,13 @@
 //! and little else, however large the model.
 //!
 //! LoRA: `W += scale * B A`; as in PEFT, the change is rounded to the weight's type before it is added. DoRA: each
-//! output's weights are scaled to its magnitude besides. AdaLoRA and VeRA: changes of low rank with factors. IA3: outputs or inputs times their factors.
+//! output's weights are scaled to its magnitude besides. AdaLoRA and VeRA: changes of low rank with factors. OFT:
+//! the inputs are rotated. IA3: outputs or inputs times their factors.
 
 mod base;
 mod memory;
 mod report;
+mod rotation;
 
 pub use memory::merge_into;
 pub use report::{Drift, compare};
@@ -27,10 +29,12 @@ use crate::model::save::{
     SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_config, write_sharded,
 };
 use crate::model::stored::head_name;
+use crate::ops::rotate::{constrain, matrices};
 use crate::quant::QuantConfig;
 use crate::tensor::Tensor;
 use base::{Base, modules, open_base};
 use half::{bf16, f16};
+use rotation::Turn;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,6 +70,17 @@ pub enum MergeRule {
     Vera {
         /// Rank.
         r: usize,
+    },
+    /// `W = W R^T`, blocks of inputs rotated.
+    Rotation {
+        /// Stored blocks; one is shared by all.
+        blocks: usize,
+        /// Columns of a block.
+        block_size: usize,
+        /// Terms of the series; `None`: the transform itself.
+        terms: Option<usize>,
+        /// COFT's bound.
+        max_norm: Option<f64>,
     },
     /// `W`'s outputs (and the bias), or its inputs, times factors.
     Ia3 {
@@ -110,13 +125,18 @@ struct Plan {
     dtype: DType,
     change: Option<LowRank>,
     factors: Option<Factors>,
+    turn: Option<Turn>,
     bias_change: Option<(Tensor, f32)>, // lora_B.bias and the scale
 }
 
 impl Plan {
     /// Whether the adapter changes it.
     fn is_changed(&self) -> bool {
-        self.own.is_some() || self.change.is_some() || self.factors.is_some() || self.bias_change.is_some()
+        self.own.is_some()
+            || self.change.is_some()
+            || self.factors.is_some()
+            || self.turn.is_some()
+            || self.bias_change.is_some()
     }
 }
 
@@ -272,6 +292,7 @@ impl Planner<'_> {
             dtype,
             change: None,
             factors: None,
+            turn: None,
             bias_change: None,
         };
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
@@ -319,6 +340,16 @@ impl Planner<'_> {
             (MergeRule::Vera { r }, "weight") => {
                 let (a, b) = self.vera(&at("vera_lambda_d"), &at("vera_lambda_b"), r, inputs, outputs)?;
                 plan.change = Some(LowRank { a, b, scale: 1.0, conv1d, factors: None });
+            }
+            (MergeRule::Rotation { blocks, block_size, terms, max_norm }, "weight") => {
+                let elements = block_size * (block_size - 1) / 2;
+                let values = self.take(&at("oft_R.weight"), &[blocks, elements])?;
+                let mut values = self.backend.to_vec::<f32>(&values)?;
+                if let Some(max_norm) = max_norm {
+                    constrain(&mut values, elements, max_norm);
+                }
+                let r = matrices(self.backend, &values, block_size, terms)?.r;
+                plan.turn = Some(Turn { r, blocks, conv1d });
             }
             (MergeRule::Ia3 { feedforward }, "weight") => {
                 let shape = if feedforward { [1, inputs] } else { [outputs, 1] };
@@ -410,6 +441,7 @@ fn merged_blocks(plan: &Plan, base: &dyn Base, backend: &Backend, take: TakeRows
     let rows = stored.shape()[0];
     let cols = stored.elements() / rows.max(1);
     let per_block = (BLOCK / cols.max(1)).clamp(1, rows.max(1));
+    let per_block = plan.turn.as_ref().map_or(per_block, |turn| turn.rows(per_block));
     for first in (0..rows).step_by(per_block) {
         let range = first..(first + per_block).min(rows);
         let block = stored.slice(range.clone())?;
@@ -421,6 +453,11 @@ fn merged_blocks(plan: &Plan, base: &dyn Base, backend: &Backend, take: TakeRows
 
 fn merged_block(plan: &Plan, block: &Tensor, rows: Range<usize>, backend: &Backend) -> Result<Vec<u8>> {
     let mut bytes = vec![0; block.elements() * plan.dtype.size()];
+    if let Some(turn) = &plan.turn {
+        let merged = turn.apply(&backend.to_dtype(block, DType::F32)?, rows.start, backend)?;
+        backend.download(&backend.to_dtype(&merged, plan.dtype)?, &mut bytes)?;
+        return Ok(bytes);
+    }
     let delta = match (&plan.change, &plan.bias_change) {
         (Some(change), _) => Some(change_of_block(change, block, rows.clone(), backend)?),
         (None, Some((bias, scale))) => {

@@ -11,6 +11,7 @@ use super::ia3::Ia3Config;
 use super::io::{ADAPTER_FILE, CONFIG_FILE, load_params, named_params, write_tensors};
 use super::ln_tuning::LnTuningConfig;
 use super::merge::MergePlan;
+use super::oft::OftConfig;
 use super::prompt::PromptLearningConfig;
 use super::reader::{Reader, Settings, read_map, to_json};
 use super::vera::VeraConfig;
@@ -110,7 +111,7 @@ pub trait Method: Debug + Send + Sync {
     ///
     /// # Errors
     /// When the settings don't fit the run or memory can't be had.
-    fn begin(&mut self, _model: &Model, _total_steps: usize) -> Result<()> {
+    fn begin(&mut self, _model: &mut Model, _total_steps: usize) -> Result<()> {
         Ok(())
     }
 
@@ -185,6 +186,12 @@ pub const METHODS: &[MethodRow] = &[
         peft_type: "ADALORA",
         about: "LoRA whose ranks shrink where they matter least",
         read: |r| Ok(Box::new(AdaLoraConfig::read(r)?)),
+    },
+    MethodRow {
+        name: "oft",
+        peft_type: "OFT",
+        about: "trained rotations of the layers' inputs",
+        read: |r| Ok(Box::new(OftConfig::read(r)?)),
     },
     MethodRow {
         name: "adapter",

@@ -128,6 +128,9 @@ impl<'m> Tape<'m> {
             Op::ScaleColumns { x, factors } => {
                 ops::scale_columns::backward(gradients, inputs, &dy, &x, factors)
             }
+            Op::Rotate { x, rotation } => {
+                ops::rotate::backward(gradients, inputs, &dy, &x, &rotation, self.dropout)
+            }
             Op::Linear { x, weight, conv1d, bias, low_rank, dora } => {
                 let x = match (x, previous) {
                     (Input::Unused, _) => None,

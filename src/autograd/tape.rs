@@ -3,7 +3,7 @@
 use crate::backend::{Activation, Backend, RopeShape, Sequence};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::model::Parameter;
+use crate::model::{Parameter, Rotation};
 use crate::ops::dora::DoraSaved;
 use crate::ops::linear::LowRank;
 use crate::param::{ParamId, ParamStore};
@@ -86,6 +86,8 @@ pub enum Op {
     },
     /// Columns times trained factors.
     ScaleColumns { x: Tensor, factors: ParamId },
+    /// Columns rotated by blocks.
+    Rotate { x: Tensor, rotation: Box<Rotation> },
     /// Rows of a prefix before each sequence's keys or values; `grads` is the whole prefix's gradient.
     Prefix { grads: Tensor, start: usize, sequences: Arc<[Sequence]> },
     /// Virtual tokens as the first rows of each sequence; `grads` is their gradient.

@@ -1,6 +1,7 @@
 //! Elementary functions in f64 from basic operations alone, so that tables made from them (rotary
 //! embeddings, initial weights, schedules) have the same bits on every platform. Accurate to about 1e-15.
 
+pub mod solve;
 pub mod svd;
 
 use std::f64::consts::{FRAC_PI_2, LN_2};

@@ -31,5 +31,5 @@ pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
 pub use module::{
     Bottleneck, Dora, Embedding, Factored, Linear, LinearAdapter, Lora, ModuleInfo, ModuleKind, Norm,
-    Parameter, Weight,
+    Parameter, Rotation, Weight,
 };

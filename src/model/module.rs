@@ -170,6 +170,25 @@ pub enum LinearAdapter {
     },
     /// Low-rank matrices with trained factors between them: `y += up(factors * down(drop(x)))`, times `outer` by column.
     Factored(Box<Factored>),
+    /// The input is rotated: `y = (x R) W^T` (OFT).
+    Rotation(Rotation),
+}
+
+/// A rotation of blocks of columns.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// Upper triangles of skew-symmetric matrices, `[blocks, b (b - 1) / 2]`; if there is one, all blocks share it.
+    pub skew: ParamId,
+    /// b, columns of a block.
+    pub block_size: usize,
+    /// Terms of the series that stands for Cayley's transform; `None`: the transform itself.
+    pub terms: Option<usize>,
+    /// The length that a block's matrix has at most, times the root of the number of blocks (COFT).
+    pub max_norm: Option<f64>,
+    /// Share of the blocks that a step of training leaves as they are.
+    pub dropout: f32,
+    /// Number of the dropout stream.
+    pub stream: u64,
 }
 
 /// A bottleneck adapter: a small MLP on what a sublayer gives, or beside it.

@@ -115,6 +115,11 @@ impl Tape<'_> {
                 let [y] = self.products(x, [layer])?;
                 self.scale_columns(&y, *factors)
             }
+            Some(LinearAdapter::Rotation(rotation)) => {
+                let x = self.rotate(x, rotation)?;
+                let [y] = self.products(&x, [layer])?;
+                Ok(y)
+            }
             Some(LinearAdapter::Factored(part)) => {
                 let [y] = self.products(x, [layer])?;
                 let h = self.dropout(x, part.dropout, part.stream)?;

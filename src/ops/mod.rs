@@ -14,5 +14,6 @@ pub mod norm;
 pub mod place;
 pub mod prompt;
 pub mod rope;
+pub mod rotate;
 pub mod scale;
 pub mod scale_columns;

@@ -61,7 +61,7 @@ impl Job {
     /// # Errors
     /// When memory can't be had or settings contradict each other.
     pub fn new(
-        model: &Model,
+        model: &mut Model,
         mut method: Box<dyn Method>,
         arguments: TrainingArguments,
         loader: Loader,

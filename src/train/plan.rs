@@ -137,7 +137,7 @@ impl Planner {
         let trainables = model.params.bytes();
         let loading = planner.arena().peak_bytes();
         let before = planner.arena().live_bytes();
-        method.begin(&model, usize::MAX)?;
+        method.begin(&mut model, usize::MAX)?;
         let state = planner.arena().live_bytes() - before;
         Ok(Planner { model, _method: method, state, trainables, loading })
     }

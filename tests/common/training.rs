@@ -21,12 +21,15 @@ pub enum Trained {
 }
 
 /// Settings of every method, as on the command line.
-pub const METHOD_SETTINGS: [&str; 17] = [
+pub const METHOD_SETTINGS: [&str; 20] = [
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1}"#,
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_dora": true, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa", "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "olora", "lora_dropout": 0.1}"#,
     r#"{"peft_type": "ADALORA", "init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 2, "lora_dropout": 0.1}"#,
+    r#"{"peft_type": "OFT", "oft_block_size": 8, "module_dropout": 0.3, "target_modules": "all-linear"}"#,
+    r#"{"peft_type": "OFT", "r": 4, "use_cayley_neumann": false, "coft": true, "eps": 0.5}"#,
+    r#"{"peft_type": "OFT", "oft_block_size": 4, "block_share": true, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}"#,
     r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5, "prefix_projection": true, "encoder_hidden_size": 7}"#,
     r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}"#,

@@ -8,6 +8,7 @@ from peft import (
     IA3Config,
     LNTuningConfig,
     LoraConfig,
+    OFTConfig,
     PeftConfig,
     PeftModel,
     PrefixTuningConfig,
@@ -70,6 +71,25 @@ ADALORA = dict(init_r=3, target_r=2, lora_alpha=5, total_step=10, tinit=2, tfina
 METHOD_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "llama_rope_parameters")
 
 
+def oft(name: str) -> dict[str, PeftConfig]:
+    """OFT, which PEFT doesn't have for GPT-2's Conv1D."""
+    if name == "gpt2":
+        return {}
+    common = dict(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    # Blocks of 8 divide both inputs; PEFT turns 5 blocks into 4.
+    plain = {"oft": OFTConfig(oft_block_size=8, **common)}
+    if name != "llama":
+        return plain
+    exact = dict(use_cayley_neumann=False)
+    return plain | {
+        "oft_cayley": OFTConfig(r=5, oft_block_size=0, bias="oft_only", **exact, **common),
+        "oft_shared": OFTConfig(oft_block_size=8, block_share=True, num_cayley_neumann_terms=6, **common),
+        # Some blocks are shorter than eps / sqrt(blocks) and some longer.
+        "oft_constrained": OFTConfig(oft_block_size=4, coft=True, eps=0.9, **exact, **common),
+        "oft_short_series": OFTConfig(oft_block_size=4, num_cayley_neumann_terms=2, **common),
+    }
+
+
 def methods(name: str) -> dict[str, PeftConfig]:
     """Configurations of the other methods, by the adapter's name."""
     gpt2 = name == "gpt2"
@@ -101,7 +121,7 @@ def methods(name: str) -> dict[str, PeftConfig]:
         "vera": VeraConfig(**task, r=3, **targets),
         "ln_tuning": LNTuningConfig(**task, **norms),
         "adalora": AdaLoraConfig(**ADALORA, **targets),
-    } | ({} if name != "llama" else {
+    } | oft(name) | ({} if name != "llama" else {
         # One layer of every rank, none among them.
         "adalora_pruned": AdaLoraConfig(**ADALORA, target_modules=["q_proj", "v_proj"], rank_pattern={
             f"model.layers.{layer}.self_attn.{module}.lora_E": [bool(bits & bit) for bit in (1, 2, 4)]
