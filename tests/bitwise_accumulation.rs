@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::training::{Step, Trained, joined, sequences, trainable};
+use common::training::{HEAD_SETTINGS, Step, Trained, joined, sequences, trainable};
 use lowrank::DType;
 use lowrank::backend::cpu::Cpu;
 
@@ -27,6 +27,13 @@ fn check(family: &str, trained: Trained, lengths: &[usize]) {
 fn micro_batches_of_a_lora_step() {
     for family in ["gpt2", "llama", "mistral", "qwen2", "qwen3"] {
         check(family, Trained::Lora, &[7, 33, 2, 16, 17]);
+    }
+}
+
+#[test]
+fn micro_batches_of_a_step_with_an_adapter_on_the_head() {
+    for family in ["gpt2", "llama", "gemma2"] {
+        check(family, Trained::Method(HEAD_SETTINGS), &[7, 33, 2, 16, 17]);
     }
 }
 

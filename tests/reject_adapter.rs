@@ -6,7 +6,7 @@ use common::golden::path;
 use lowrank::DType;
 use lowrank::adapter::load_adapter;
 use lowrank::adapter::merge::{MergeOptions, merge};
-use lowrank::adapter::{LoraConfig, Method, TargetModules, Targeting};
+use lowrank::adapter::{LoraConfig, Method, Targeting, from_settings};
 use lowrank::backend::cpu::Cpu;
 use lowrank::model::Model;
 use serde_json::{Value, json};
@@ -136,16 +136,21 @@ fn modules_to_save_that_do_not_exist() {
 }
 
 #[test]
-fn low_rank_matrices_on_the_head() {
+fn adapters_that_the_head_can_not_have() {
     for family in ["gpt2", "llama"] {
-        let mut model = Model::load(&path(family), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
-        let targets = Some(TargetModules::Names(vec!["lm_head".into()]));
-        let mut config = LoraConfig {
-            targets: Targeting { target_modules: targets, ..Targeting::default() },
-            ..LoraConfig::default()
-        };
-        let error = config.attach(&mut model, 0).unwrap_err().to_string();
-        expect(&error, &["target_modules", "`lm_head`", "modules_to_save"]);
+        for settings in [
+            r#"{"peft_type": "LORA", "use_dora": true, "target_modules": ["lm_head"]}"#,
+            r#"{"peft_type": "LORA", "init_lora_weights": "pissa", "target_modules": ["lm_head"]}"#,
+            r#"{"peft_type": "IA3", "target_modules": ["lm_head"], "feedforward_modules": []}"#,
+            r#"{"peft_type": "VERA", "target_modules": ["lm_head"]}"#,
+            r#"{"peft_type": "ADALORA", "target_modules": ["lm_head"]}"#,
+            r#"{"peft_type": "OFT", "target_modules": ["lm_head"]}"#,
+        ] {
+            let mut model = Model::load(&path(family), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
+            let mut method = from_settings("test", &serde_json::from_str(settings).unwrap()).unwrap();
+            let error = method.attach(&mut model, 0).unwrap_err().to_string();
+            expect(&error, &["target_modules", "`lm_head`", "modules_to_save"]);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::save::{StreamedTensor, WriteTensor, write_streamed};
-use crate::model::{Checkpoint, Model};
+use crate::model::{Checkpoint, Model, Parameter, Weight};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +59,7 @@ pub(super) fn load_params(
     key: impl Fn(&ParamStore, &str) -> String,
 ) -> Result<()> {
     let mut tensors = AdapterTensors::open(dir, file)?;
+    load_head_copy(model, &mut tensors)?;
     for id in model.params.ids() {
         let info = model.params.info(id).clone();
         let tensor = tensors.take(&key(&model.params, &info.name), &info.shape)?;
@@ -66,6 +67,39 @@ pub(super) fn load_params(
         model.params.set(id, &values)?;
     }
     tensors.finish()
+}
+
+/// The key of the head's own weight in the file of an adapter that is on it.
+pub(super) fn head_copy_key(head: &str) -> String {
+    format!("{PREFIX}{head}.base_layer.weight")
+}
+
+/// Rows that are compared at a time.
+const ROWS: usize = 256;
+
+/// PEFT writes a copy of the head's weight beside an adapter on it, and takes it for the head's when it reads. Where it is
+/// the base's, nothing is held twice.
+fn load_head_copy(model: &mut Model, tensors: &mut AdapterTensors) -> Result<()> {
+    let key = head_copy_key(&model.head.path);
+    if model.head.lora().is_none() || tensors.shape(&key).is_none() {
+        return Ok(());
+    }
+    let shape = [model.head.out_features, model.head.in_features];
+    let copy = tensors.take(&key, &shape)?;
+    let Parameter::Frozen(Weight::Dense(own)) = &model.head.weight else { return Ok(()) };
+    let backend = &model.backend;
+    let mut same = true;
+    for start in (0..shape[0]).step_by(ROWS) {
+        let rows = start..(start + ROWS).min(shape[0]);
+        let own = backend.to_dtype(&own.slice(rows.clone())?, copy.dtype())?;
+        same = same && backend.to_f32(&own)? == backend.to_f32(&copy.slice(rows)?)?;
+    }
+    copy.release_pages();
+    if !same {
+        let dtype = own.dtype();
+        model.head.weight = Parameter::Frozen(Weight::Dense(backend.to_dtype(&copy, dtype)?));
+    }
+    Ok(())
 }
 
 /// The tensors of an adapter folder.

@@ -7,7 +7,7 @@ use super::merge::{MergePlan, MergeRule};
 use super::method::Method;
 use super::reader::Settings;
 use super::residual;
-use super::target::{Target, lora_defaults, select_targets};
+use super::target::{Target, lora_defaults, no_adapter_on_head, select_targets};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -97,6 +97,15 @@ impl Method for LoraConfig {
         let modules = model.modules();
         let targets = select_targets(self, &modules, &model.config.model_type)?;
         self.targets.complete(&modules, &model.config.model_type, model.config.conv1d, lora_defaults)?;
+        let head = model.head.path.clone();
+        let plain = matches!(
+            self.init_lora_weights,
+            InitLoraWeights::Default | InitLoraWeights::Gaussian | InitLoraWeights::Random
+        );
+        if targets.iter().any(|t| t.path == head) && (self.use_dora || !plain) {
+            let why = "the output head can't have DoRA or a start that is taken out of its weight";
+            return Err(no_adapter_on_head(&head, why));
+        }
         let mut stream = 0;
         let backend = model.backend.clone();
         for linear in model.linears_mut() {

@@ -14,7 +14,7 @@ pub use memory::merge_into;
 pub use report::{Drift, compare};
 
 use super::config::Bias;
-use super::io::{ADAPTER_FILE, AdapterTensors};
+use super::io::{ADAPTER_FILE, AdapterTensors, head_copy_key};
 use super::method::read_adapter;
 use super::vera::SHARED;
 use crate::backend::cpu::Cpu;
@@ -304,6 +304,10 @@ impl Planner<'_> {
             plan.own = Some(self.take(&key, &shape)?);
         }
         let Some(rule) = rule else { return Ok(plan) };
+        let copy = head_copy_key(module);
+        if kind == "weight" && self.adapter.shape(&copy).is_some() {
+            plan.own = Some(self.take(&copy, &shape)?);
+        }
         let conv1d = self.config.conv1d && module != self.config.names.head;
         let (inputs, outputs) = match *shape {
             [i, o] if conv1d => (i, o),

@@ -134,11 +134,28 @@ impl Targeting {
         Ok(chosen)
     }
 
+    /// [`Targeting::select_linears_and_head`] for methods that the output head can't have.
+    ///
+    /// # Errors
+    /// When another kind of module is chosen, or the head.
+    pub fn select_linears<'m>(
+        &self,
+        modules: &'m [ModuleInfo],
+        model_type: &str,
+        defaults: DefaultTargets,
+    ) -> Result<Vec<&'m ModuleInfo>> {
+        let chosen = self.select_linears_and_head(modules, model_type, defaults)?;
+        match chosen.iter().find(|m| m.is_head) {
+            Some(head) => Err(no_adapter_on_head(&head.path, "only LoRA can be on the output head")),
+            None => Ok(chosen),
+        }
+    }
+
     /// [`Targeting::select`] for methods that sit on linear layers.
     ///
     /// # Errors
     /// When another kind of module is chosen.
-    pub fn select_linears<'m>(
+    pub fn select_linears_and_head<'m>(
         &self,
         modules: &'m [ModuleInfo],
         model_type: &str,
@@ -164,7 +181,7 @@ impl Targeting {
     /// writes them.
     ///
     /// # Errors
-    /// When a name is no module's, the family has no default, or the output head is a target.
+    /// When a name is no module's, or the family has no default.
     pub fn complete(
         &mut self,
         modules: &[ModuleInfo],
@@ -172,25 +189,23 @@ impl Targeting {
         conv1d: bool,
         defaults: DefaultTargets,
     ) -> Result<()> {
-        if let Some(head) = self.select(modules, model_type, defaults)?.iter().find(|m| m.is_head) {
-            return Err(Error::config(
-                "adapter",
-                "target_modules",
-                format!(
-                    "`{0}`: adapters on the output head are not supported; train it whole by modules_to_save `{0}`",
-                    head.path
-                ),
-            ));
-        }
         for name in &self.modules_to_save {
             if !modules.iter().any(|m| m.path.ends_with(name.as_str())) {
                 return Err(no_such_module("modules_to_save", name, modules));
             }
         }
-        self.fan_in_fan_out = conv1d;
+        // PEFT's is that of the last module, and a head is no Conv1D.
+        let last = self.select(modules, model_type, defaults)?.pop().cloned();
+        self.fan_in_fan_out = conv1d && !last.is_some_and(|m| m.is_head);
         self.target_modules = Some(spelled_out(self.target_modules.as_ref(), modules, model_type, defaults)?);
         Ok(())
     }
+}
+
+/// The error for an adapter that the output head can't have.
+pub(super) fn no_adapter_on_head(path: &str, why: &str) -> Error {
+    let advice = format!("`{path}`: {why}; train it whole by modules_to_save `{path}`");
+    Error::config("adapter", "target_modules", advice)
 }
 
 /// A method's default targets by `model_type`.
@@ -277,9 +292,9 @@ fn matches(targets: &TargetModules, module: &ModuleInfo, key: &str) -> Result<bo
 ///
 /// # Errors
 /// When nothing matches, when one of several target names matches nothing (with the nearest names), when a
-/// target is not a linear layer or is the head, or a pattern is malformed.
+/// target is not a linear layer, or a pattern is malformed.
 pub fn select_targets(config: &LoraConfig, modules: &[ModuleInfo], model_type: &str) -> Result<Vec<Target>> {
-    let chosen = config.targets.select_linears(modules, model_type, lora_defaults)?;
+    let chosen = config.targets.select_linears_and_head(modules, model_type, lora_defaults)?;
     chosen.into_iter().map(|module| target_at(config, &module.path)).collect()
 }
 

@@ -6,9 +6,10 @@ use super::prompt::{Encoded, PromptPlace};
 use super::rope::RopeConfig;
 use crate::autograd::tape::AttentionHeads;
 use crate::autograd::{Dropout, Replay, Slot, Tape, Var};
-use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix, RopeShape};
+use crate::backend::{IGNORE_INDEX, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::head::Head;
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::borrow::Cow;
@@ -321,10 +322,10 @@ impl Model {
     }
 
     fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let weight = self.head.weight.weight(&self.params)?;
+        let head = Head::new(&self.backend, &self.params, &self.head)?;
+        let low_rank = head.rows(hidden, None, Ok)?;
         let mut logits = self.backend.empty(&[hidden.rows(), self.config.vocab_size], DType::F32)?;
-        let terms = [GemmTerm { a: Matrix::plain(hidden), b: weight.forward(false) }];
-        self.backend.gemm(&mut logits, &Gemm::new(&terms))?;
+        head.logits(&mut logits, hidden, low_rank.as_ref())?;
         if let Some(cap) = self.config.final_logit_softcapping {
             self.backend.softcap(&mut logits, cap)?;
         }

@@ -3,9 +3,9 @@
 //! The loss is linear in what comes after it (a fixed factor), so the gradient of the hidden states is
 //! computed with the loss, chunk by chunk, and nothing is computed twice.
 
-use super::linear::accumulate_product;
+use super::head::Head;
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
-use crate::backend::{Gemm, GemmTerm, IGNORE_INDEX, Matrix};
+use crate::backend::{Backend, IGNORE_INDEX};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::Linear;
@@ -41,12 +41,12 @@ impl Tape<'_> {
         softcap: Option<f32>,
         grad_scale: f32,
     ) -> Result<Loss> {
-        if let Some(bad) =
-            targets.iter().find(|t| **t != IGNORE_INDEX && !(0..head.out_features as i32).contains(t))
+        let vocabulary = head.out_features;
+        if let Some(bad) = targets.iter().find(|t| **t != IGNORE_INDEX && !(0..vocabulary as i32).contains(t))
         {
             return Err(Error::shape(
                 "cross_entropy",
-                format!("target {bad} is outside the vocabulary of {}", head.out_features),
+                format!("target {bad} is outside the vocabulary of {vocabulary}"),
             ));
         }
         let backend = self.backend.clone();
@@ -62,26 +62,29 @@ impl Tape<'_> {
         let rows = (m != targets.len()).then(|| backend.from_slice(&counted, &[m])).transpose()?;
         let input = match &rows {
             None => x.tensor.clone(),
-            Some(rows) => {
-                let mut gathered = self.empty(m, x.tensor.cols())?;
-                backend.gather_rows(&mut gathered, &x.tensor, rows)?;
-                gathered
-            }
+            Some(rows) => gathered(&backend, &x.tensor, rows)?,
         };
-        let wants_grad = self.is_recording() && (x.needs_grad() || head.weight.id().is_some());
+        let head = Head::new(&backend, self.params, head)?;
+        let wants_grad = self.is_recording() && (x.needs_grad() || head.is_trained());
         let dx = (wants_grad && x.needs_grad()).then(|| self.empty(m, x.tensor.cols())).transpose()?;
+        let low_rank = head.rows(&x.tensor, self.dropout, |input| match &rows {
+            Some(rows) => gathered(&backend, &input, rows),
+            None => Ok(input),
+        })?;
+        // Where the low-rank part drops elements of its input, its gradient takes the same mask, by token.
+        let drops = head.drops(self.dropout).filter(|_| dx.is_some());
+        let through = drops.map(|_| self.empty(m, x.tensor.cols())).transpose()?;
         let losses = backend.empty(&[m], DType::F32)?;
-        let weight = head.weight.weight(self.params)?;
-        let chunk = (LOGITS_BYTES / (4 * head.out_features)).clamp(1, m.max(1));
-        let logits = backend.empty(&[chunk, head.out_features], DType::F32)?;
-        let dlogits = wants_grad.then(|| self.empty(chunk, head.out_features)).transpose()?;
+        let chunk = (LOGITS_BYTES / (4 * vocabulary)).clamp(1, m.max(1));
+        let logits = backend.empty(&[chunk, vocabulary], DType::F32)?;
+        let dlogits = wants_grad.then(|| self.empty(chunk, vocabulary)).transpose()?;
         for start in (0..m).step_by(chunk) {
             let range = start..(start + chunk).min(m);
             let part = input.slice(range.clone())?;
+            let low_rank = low_rank.as_ref().map(|all| all.slice(range.clone())).transpose()?;
             let mut logits = logits_view(&logits, range.len())?;
             let dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
-            let forward = [GemmTerm { a: Matrix::plain(&part), b: weight.forward(false) }];
-            backend.gemm(&mut logits, &Gemm::new(&forward))?;
+            head.logits(&mut logits, &part, low_rank.as_ref())?;
             if let Some(cap) = softcap {
                 backend.softcap(&mut logits, cap)?;
             }
@@ -103,14 +106,20 @@ impl Tape<'_> {
             if let Some(cap) = softcap {
                 backend.softcap_backward(&mut dlogits, &logits, cap)?;
             }
-            if let Some(dx) = &dx {
-                let terms = [GemmTerm { a: Matrix::plain(&dlogits), b: weight.backward(false) }];
-                backend.gemm(&mut dx.slice(range)?, &Gemm::new(&terms))?;
-            }
-            if let Some(id) = head.weight.id() {
-                accumulate_product(&backend, &mut self.params.grad(id)?, &dlogits, &part)?;
-            }
+            let dx = dx.as_ref().map(|dx| dx.slice(range.clone())).transpose()?;
+            let through = through.as_ref().map(|all| all.slice(range)).transpose()?;
+            head.backward(&dlogits, &part, low_rank.as_ref(), dx, through)?;
         }
+        let (dx, rows) = match (dx, drops.zip(through)) {
+            (Some(dx), Some(((lora, dropout), through))) => {
+                let through = scattered(&backend, through, rows.as_ref(), x.tensor.rows())?;
+                let mut dx = scattered(&backend, dx, rows.as_ref(), x.tensor.rows())?;
+                let key = dropout.key(lora.stream);
+                backend.dropout(&mut dx, &through, lora.dropout, key, dropout.first_row, true)?;
+                (Some(dx), None)
+            }
+            (dx, _) => (dx, rows),
+        };
         let input_rows = x.tensor.rows();
         let id = match dx {
             Some(dx) => {
@@ -145,6 +154,22 @@ impl Tape<'_> {
     }
 }
 
+/// Some rows of a tensor.
+fn gathered(backend: &Backend, x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let mut out = backend.empty(&[rows.elements(), x.cols()], x.dtype())?;
+    backend.gather_rows(&mut out, x, rows)?;
+    Ok(out)
+}
+
+/// Rows at their places among `all`, zeros elsewhere; `x` itself if it has all.
+fn scattered(backend: &Backend, x: Tensor, rows: Option<&Tensor>, all: usize) -> Result<Tensor> {
+    let Some(rows) = rows else { return Ok(x) };
+    let mut out = backend.empty(&[all, x.cols()], x.dtype())?;
+    backend.fill(&mut out, 0.0)?;
+    backend.scatter_add_rows(&mut out, &x, rows)?;
+    Ok(out)
+}
+
 /// The first `rows` rows of a chunk's buffer.
 fn logits_view(buffer: &Tensor, rows: usize) -> Result<Tensor> {
     buffer.slice(0..rows)
@@ -158,9 +183,6 @@ pub(crate) fn backward(
     input_rows: usize,
 ) -> Result<()> {
     let Some(id) = inputs[0] else { return Ok(()) };
-    let Some(rows) = rows else { return g.add(id, dx) };
-    let mut all = g.backend.empty(&[input_rows, dx.cols()], g.dtype)?;
-    g.backend.fill(&mut all, 0.0)?;
-    g.backend.scatter_add_rows(&mut all, &dx, &rows)?;
+    let all = scattered(&g.backend, dx, rows.as_ref(), input_rows)?;
     g.add(id, all)
 }

@@ -64,7 +64,12 @@ impl<'a> Terms<'a> {
 }
 
 /// `x` under the layer's dropout mask; `x` itself where nothing is dropped.
-fn dropped(backend: &Backend, x: &Tensor, lora: &Lora, dropout: Option<Dropout>) -> Result<Tensor> {
+pub(crate) fn dropped(
+    backend: &Backend,
+    x: &Tensor,
+    lora: &Lora,
+    dropout: Option<Dropout>,
+) -> Result<Tensor> {
     match dropout {
         Some(d) if lora.dropout > 0.0 => {
             let mut y = backend.empty(x.shape(), x.dtype())?;
@@ -76,7 +81,7 @@ fn dropped(backend: &Backend, x: &Tensor, lora: &Lora, dropout: Option<Dropout>)
 }
 
 /// The bias that the product adds: the layer's own, and `scale` times the low-rank part's; none under DoRA.
-fn total_bias(backend: &Backend, params: &ParamStore, layer: &Linear) -> Result<Option<Tensor>> {
+pub(crate) fn total_bias(backend: &Backend, params: &ParamStore, layer: &Linear) -> Result<Option<Tensor>> {
     if layer.lora().is_some_and(|lora| lora.dora.is_some()) {
         return Ok(None);
     }

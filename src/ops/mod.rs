@@ -8,6 +8,7 @@ pub mod columns;
 pub mod cross_entropy;
 pub mod dora;
 pub mod embedding;
+pub(crate) mod head;
 pub mod linear;
 pub mod lstm;
 pub mod norm;

@@ -30,6 +30,10 @@ RANKS = {True: {"attn.c_proj": 2, r"h\.1\.mlp\..*": 6}, False: {"q_proj": 2, r"l
 ALPHAS = {True: {"c_fc": 3}, False: {"v_proj": 3, "layers.0.self_attn.q_proj": 5}}
 
 
+# Families with adapters on the head, tied and not; Gemma 2 caps its logits.
+HEADS = ("gpt2", "llama", "qwen2", "gemma2")
+
+
 def variants(name: str) -> dict[str, dict]:
     """LoraConfig's arguments by the adapter's name."""
     gpt2 = name == "gpt2"
@@ -41,6 +45,8 @@ def variants(name: str) -> dict[str, dict]:
         "bias_all": {**PLAIN, "bias": "all"},
         "bias_lora_only": {**PLAIN, "bias": "lora_only"},
     }
+    if name in HEADS:
+        short["lm_head"] = {**PLAIN, "use_rslora": True, "target_modules": ["c_attn" if gpt2 else "q_proj", "lm_head"]}
     if name == "gemma3_text":
         return {"all_linear": {**PLAIN, "target_modules": "all-linear"}}
     if name.startswith("llama_"):
