@@ -143,6 +143,7 @@ fn placed(backend: &Backend, x: &Quantized) -> Quantized {
         Scales::Nested { codes, absmax, map, offset } => {
             Scales::Nested { codes: place(codes), absmax: place(absmax), map: place(map), offset: *offset }
         }
+        Scales::Products { .. } => unreachable!("no format that matrices are quantized to has them"),
     };
     Quantized::new(x.config(), *x.shape(), place(x.codes()), scales, x.zeros().map(place), x.dtype()).unwrap()
 }

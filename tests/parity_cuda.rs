@@ -98,6 +98,9 @@ fn parts(backend: &Backend, q: &Quantized) -> (Vec<u8>, Vec<f32>, Vec<u8>, Vec<u
             let absmax = [backend.to_f32(absmax).unwrap(), vec![*offset]].concat();
             (bytes(q.codes()), absmax, zeros, bytes(codes))
         }
+        Scales::Products { codes, factors, .. } => {
+            (bytes(q.codes()), backend.to_f32(factors).unwrap(), zeros, bytes(codes))
+        }
     }
 }
 
