@@ -306,7 +306,9 @@ impl Planner<'_> {
         let Some(rule) = rule else { return Ok(plan) };
         let copy = head_copy_key(module);
         if kind == "weight" && self.adapter.shape(&copy).is_some() {
-            plan.own = Some(self.take(&copy, &shape)?);
+            // As a model that the adapter is loaded on holds it.
+            let held = self.backend.to_dtype(&self.take(&copy, &shape)?, dtype)?;
+            plan.own = Some(self.backend.to_dtype(&held, DType::F32)?);
         }
         let conv1d = self.config.conv1d && module != self.config.names.head;
         let (inputs, outputs) = match *shape {

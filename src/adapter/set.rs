@@ -1,5 +1,6 @@
 //! Several adapters on one base: loaded once, switched by name without touching the base, unloaded.
 
+use super::io::head_copy_key;
 use super::merge::merge_into;
 use super::method::{Method, from_settings, read_adapter};
 use crate::error::{Error, Result};
@@ -134,12 +135,20 @@ impl AdapterSet {
             return Err(Error::config("adapters", name, "is merged already"));
         }
         let method = &self.loaded[&name].method;
-        let tensors = method.tensors(&self.model)?;
+        let mut tensors = method.tensors(&self.model)?;
+        let head =
+            self.model.head.lora().and_then(|_| self.model.head.weight.tensor(&self.model.params).ok());
         // As it is stored: an adapter that starts as a part of the base is a plain one there.
         let settings = method.settings().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
         let plan = from_settings(&*name, &settings)?
             .merge_plan(&self.model.modules(), &self.model.config.model_type)?;
         self.set_active(None)?;
+        // A head of its own, which came with the adapter.
+        if let (Some(own), Ok(base)) = (head, self.model.head.weight.tensor(&self.model.params))
+            && !own.is_same(&base)
+        {
+            tensors.push((head_copy_key(&self.model.head.path), own));
+        }
         let base = self.model.installed()?;
         match merge_into(&mut self.model, &plan, tensors) {
             Ok(bytes) => {

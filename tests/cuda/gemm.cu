@@ -1,7 +1,7 @@
 // D = A B^T by mma.sync, A [m, k] and B [n, k] in bf16 copied by cp.async into two stages; any m, n; k in whole steps of 32.
 #include "ptx.cuh"
 
-struct gemm_params {
+struct test_gemm_params {
     const bf16 *a, *b;
     float *d;
     uint32_t m, n, k;
@@ -21,7 +21,7 @@ __device__ __forceinline__ void copy_tile(bf16 *tile, const bf16 *from, uint32_t
     }
 }
 
-KERNEL(gemm, gemm_params, 128) {
+KERNEL(gemm, test_gemm_params, 128) {
     DYNAMIC_SHARED(memory);
     bf16 *tiles = reinterpret_cast<bf16 *>(memory); // [2][A, B][64][STRIDE]
     constexpr int tile = ROWS * STRIDE;
