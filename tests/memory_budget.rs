@@ -46,6 +46,9 @@ fn batch(rows: usize) -> Batch {
 
 const LORA: &str = r#"{"peft_type": "LORA", "r": 8, "lora_dropout": 0.1}"#;
 
+const LOFTQ: &str =
+    r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 2}}"#;
+
 fn adapt(model: &mut Model, settings: &str) -> Result<Box<dyn Method>> {
     let mut method: Box<dyn Method> = if settings == "full" { Box::new(Full) } else { method(settings) };
     method.attach(model, 3)?;
@@ -115,6 +118,7 @@ fn plans_meet_measurements() {
         ("none", DType::BF16, false, LORA),
         ("nf4", DType::F32, false, LORA),
         ("nf4", DType::BF16, false, LORA),
+        ("nf4", DType::BF16, false, LOFTQ),
         ("int8", DType::BF16, false, LORA),
         ("int4-asym", DType::BF16, true, LORA),
         ("none", DType::F32, false, "full"),

@@ -11,6 +11,7 @@ Everything follows from fixed seeds and one thread, so a second run writes the s
     tests/golden/optimizers/      steps of PyTorch's and bitsandbytes' optimizers
     tests/golden/combine/         weighted combinations of adapters
     tests/golden/residual/        adapters that start as a part of the base
+    tests/golden/loftq.json       what LoftQ's start leaves of a weight
     tests/golden/gguf/            GGUF files and the values in them
     tests/golden/schedules.json   learning rates by step
     tests/golden/targets.json     which modules PEFT picks, and with which rank and scaling
@@ -29,7 +30,7 @@ import peft
 import torch
 import transformers
 
-from golden import adapters, combine, gguf_files, models, optimizers, quant, schedules, targets, training
+from golden import adapters, combine, gguf_files, loftq, models, optimizers, quant, schedules, targets, training
 
 VERSIONS = {"torch": (torch, "2.15.0"), "transformers": (transformers, "5.23.0"), "peft": (peft, "0.21.2")}
 MAX_FILE, MAX_TOTAL = 256 * 1024, 9 * 1024 * 1024
@@ -71,6 +72,7 @@ def main() -> None:
     quant.make(ROOT / "quant", ROOT)
     optimizers.make(ROOT / "optimizers")
     adapters.make_residual(ROOT / "residual", ROOT / "llama")
+    loftq.make(ROOT / "loftq.json", ROOT / "llama")
     combine.make(ROOT / "combine", ROOT / "llama")
     gguf_files.make(ROOT / "gguf", ROOT)
     check_sizes()

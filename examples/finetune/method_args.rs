@@ -30,10 +30,18 @@ pub struct MethodArgs {
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "is_false")]
     pub use_dora: bool,
-    /// true, gaussian, pissa or olora [default: true]
+    /// true, gaussian, pissa, olora or loftq [default: true]
     #[arg(long, value_name = "INIT", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_lora_weights: Option<String>,
+    /// Bits of the quantized base that a loftq start makes up for [default: 4]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip)]
+    pub loftq_bits: Option<usize>,
+    /// Rounds of a loftq start; after more than one, the adapter fits only the base that they make [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip)]
+    pub loftq_iter: Option<usize>,
     /// all-linear, names separated by commas, or a regular expression; PEFT's default of the family if absent
     #[arg(long, value_name = "MODULES", help_heading = "Method")]
     #[serde(skip)]
@@ -211,6 +219,12 @@ impl MethodArgs {
             && let Ok(value) = init.parse::<bool>()
         {
             map.insert("init_lora_weights".into(), json!(value));
+        }
+        let loftq = [("loftq_bits", self.loftq_bits), ("loftq_iter", self.loftq_iter)];
+        let loftq: Map<_, _> =
+            loftq.iter().filter_map(|(k, v)| Some((k.to_string(), json!((*v)?)))).collect();
+        if !loftq.is_empty() {
+            map.insert("loftq_config".into(), Value::Object(loftq));
         }
         let mut pattern = |key: &str, entries: Map<String, Value>| {
             if !entries.is_empty() {

@@ -48,6 +48,9 @@ pub enum InitLoraWeights {
     Pissa,
     /// An orthonormal basis of the weight's first columns, with what the weight has along it, which the base loses.
     Olora,
+    /// The largest directions of what quantizing the weight lost ([`super::loftq`]).
+    #[allow(missing_docs)]
+    Loftq { bits: usize, rounds: usize },
     /// Both uniform: the adapter changes the model from the start (PEFT's `false`, for tests).
     Random,
 }
@@ -117,6 +120,25 @@ pub(super) fn neutral_keys() -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// `loftq_config`: bits and rounds, PEFT's 4 and 1 if absent.
+fn read_loftq(reader: &Reader<'_>) -> Result<InitLoraWeights> {
+    let config = reader.get("loftq_config");
+    let bad =
+        |found: &str| reader.error("loftq_config", format!("expected loftq_bits and loftq_iter, {found}"));
+    let number = |key: &str, default: usize| match config.and_then(|c| c.get(key)) {
+        None => Ok(default),
+        Some(v) => v.as_u64().map(|n| n as usize).ok_or_else(|| bad(&format!("found {v}"))),
+    };
+    let (bits, rounds) = (number("loftq_bits", 4)?, number("loftq_iter", 1)?);
+    if !(1..=100).contains(&rounds) {
+        return Err(bad(&format!("from 1 to 100 rounds, found {rounds}")));
+    }
+    match config.and_then(Value::as_object).into_iter().flatten().find(|(k, _)| !k.starts_with("loftq_")) {
+        Some((key, _)) => Err(bad(&format!("found {key}"))),
+        None => Ok(InitLoraWeights::Loftq { bits, rounds }),
+    }
+}
+
 impl LoraConfig {
     /// Reads the keys of an adapter.
     ///
@@ -142,10 +164,11 @@ impl LoraConfig {
                 Some(Value::String(s)) if s.eq_ignore_ascii_case("gaussian") => InitLoraWeights::Gaussian,
                 Some(Value::String(s)) if s == "pissa" => InitLoraWeights::Pissa,
                 Some(Value::String(s)) if s == "olora" => InitLoraWeights::Olora,
+                Some(Value::String(s)) if s == "loftq" => read_loftq(reader)?,
                 Some(other) => {
                     return Err(reader.error(
                         "init_lora_weights",
-                        format!("{other} is not supported; supported: true, false, \"gaussian\", \"pissa\", \"olora\""),
+                        format!("{other} is not supported; supported: true, false, \"gaussian\", \"pissa\", \"olora\", \"loftq\""),
                     ));
                 }
             },
@@ -198,6 +221,11 @@ impl LoraConfig {
         matches!(self.init_lora_weights, InitLoraWeights::Pissa | InitLoraWeights::Olora)
     }
 
+    /// Whether the adapter belongs to a base that its start changed.
+    pub(super) fn changes_base(&self) -> bool {
+        self.takes_out() || matches!(self.init_lora_weights, InitLoraWeights::Loftq { rounds: 2.., .. })
+    }
+
     /// The factor on the low-rank part of rank `r` and this alpha.
     pub fn scale(&self, r: usize, lora_alpha: f64) -> f64 {
         if self.use_rslora { lora_alpha / (r as f64).sqrt() } else { lora_alpha / r as f64 }
@@ -211,6 +239,9 @@ impl LoraConfig {
             InitLoraWeights::Random => json!(false),
             InitLoraWeights::Pissa => json!("pissa"),
             InitLoraWeights::Olora => json!("olora"),
+            // After one round it is a plain adapter for the quantized base.
+            InitLoraWeights::Loftq { rounds: 1, .. } => json!(true),
+            InitLoraWeights::Loftq { .. } => json!("loftq"),
         };
         let alphas = self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v)));
         let ranks = self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v)));
@@ -229,6 +260,9 @@ impl LoraConfig {
             ("rank_pattern", Value::Object(ranks.collect())),
             ("use_rslora", json!(self.use_rslora)),
         ]);
+        if let InitLoraWeights::Loftq { bits, rounds: rounds @ 2.. } = self.init_lora_weights {
+            keys.insert("loftq_config", json!({"loftq_bits": bits, "loftq_iter": rounds}));
+        }
         keys
     }
 }

@@ -3,6 +3,7 @@
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, InitLoraWeights, LoraConfig};
 use super::io::{PREFIX, load_params, named_params};
+use super::loftq;
 use super::merge::{MergePlan, MergeRule};
 use super::method::Method;
 use super::reader::Settings;
@@ -11,6 +12,7 @@ use super::target::{Target, lora_defaults, no_adapter_on_head, select_targets};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::model::load::Originals;
 use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, ModuleInfo, Parameter, Weight};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
@@ -106,6 +108,10 @@ impl Method for LoraConfig {
             let why = "the output head can't have DoRA or a start that is taken out of its weight";
             return Err(no_adapter_on_head(&head, why));
         }
+        let loftq = match self.init_lora_weights {
+            InitLoraWeights::Loftq { bits, rounds } => Some((Originals::open(model)?, [bits, rounds])),
+            _ => None,
+        };
         let mut stream = 0;
         let backend = model.backend.clone();
         for linear in model.linears_mut() {
@@ -117,6 +123,12 @@ impl Method for LoraConfig {
                     let (factors, [a, b]) =
                         residual::take_out(&backend, linear, init, r, target.scale as f32)?;
                     taken_out = Some(Box::new(factors));
+                    (a, b)
+                }
+                InitLoraWeights::Loftq { .. } => {
+                    let Some((originals, settings)) = &loftq else { unreachable!("opened above") };
+                    let [a, b] =
+                        loftq::start(originals, &backend, linear, *settings, (r, target.scale as f32))?;
                     (a, b)
                 }
                 InitLoraWeights::Gaussian => (Initial::Normal(1.0 / r as f32), Initial::Constant(0.0)),
@@ -158,10 +170,10 @@ impl Method for LoraConfig {
     }
 
     fn merge_plan(&self, modules: &[ModuleInfo], model_type: &str) -> Result<MergePlan> {
-        if self.takes_out() {
+        if self.changes_base() {
             return Err(Error::Unsupported(
-                "PEFT's PiSSA and OLoRA adapters belong to a base without their start and can't be merged into a file; \
-                 train on from it with --init-adapter, which saves a plain adapter"
+                "PEFT's PiSSA and OLoRA adapters, and LoftQ's of several rounds, belong to a base that their start changed and \
+                 can't be merged into a file; train on from it with --init-adapter, which saves a plain adapter"
                     .into(),
             ));
         }
@@ -170,6 +182,18 @@ impl Method for LoraConfig {
         let rule = |Target { path, r, scale }| (path, MergeRule::LowRank { r, scale, lora_bias, dora });
         let modules_to_save = self.targets.modules_to_save.clone();
         Ok(MergePlan { rules: rules.map(rule).collect(), modules_to_save, bias: self.bias })
+    }
+
+    /// A LoftQ start of one round leaves the base as it is and need not be made to be overwritten.
+    fn load(&mut self, model: &mut Model, dir: &Path) -> Result<()> {
+        if !self.changes_base() {
+            self.init_lora_weights = match self.init_lora_weights {
+                InitLoraWeights::Loftq { .. } => InitLoraWeights::Default,
+                other => other,
+            };
+        }
+        self.attach(model, 0)?;
+        self.load_values(model, dir)
     }
 
     /// The bias of an adapted layer belongs to its `base_layer`.

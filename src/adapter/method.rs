@@ -178,7 +178,7 @@ pub const METHODS: &[MethodRow] = &[
     MethodRow {
         name: "lora",
         peft_type: "LORA",
-        about: "low-rank matrices beside linear layers; also DoRA, rsLoRA, PiSSA, OLoRA",
+        about: "low-rank matrices beside linear layers; also DoRA, rsLoRA, PiSSA, OLoRA, LoftQ",
         read: |r| Ok(Box::new(LoraConfig::read(r)?)),
     },
     MethodRow {

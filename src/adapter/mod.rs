@@ -11,6 +11,7 @@ pub mod full;
 pub mod ia3;
 pub mod io;
 pub mod ln_tuning;
+pub mod loftq;
 pub mod lora;
 pub mod merge;
 pub mod method;

@@ -37,8 +37,26 @@ fn orthonormalized(backend: &Backend, x: &Tensor) -> Result<Tensor> {
     backend.from_slice(&orthonormal(&backend.to_vec::<f32>(x)?, x.cols()), x.shape())
 }
 
+/// `w - scale B A` of an upright weight (f32 `[out, in]`).
+pub(super) fn without(backend: &Backend, w: &Tensor, [a, b]: [&Tensor; 2], scale: f32) -> Result<Tensor> {
+    let mut rest = backend.empty(w.shape(), DType::F32)?;
+    backend.cast(&mut rest, w)?;
+    let mut minus = backend.empty(b.shape(), DType::F32)?;
+    backend.cast(&mut minus, b)?;
+    backend.scale(&mut minus, -scale)?;
+    let terms = [GemmTerm { a: Matrix::plain(&minus), b: Matrix::plain(a) }];
+    backend.gemm(&mut rest, &Gemm { accumulate: true, ..Gemm::new(&terms) })?;
+    Ok(rest)
+}
+
 /// The factors of an upright weight (f32 `[out, in]`).
-fn factors(backend: &Backend, w: &Tensor, init: InitLoraWeights, r: usize, scale: f32) -> Result<Factors> {
+pub(super) fn factors(
+    backend: &Backend,
+    w: &Tensor,
+    init: InitLoraWeights,
+    r: usize,
+    scale: f32,
+) -> Result<Factors> {
     let (outputs, inputs) = (w.rows(), w.cols());
     if init == InitLoraWeights::Olora {
         let first: Vec<f32> =
@@ -103,13 +121,7 @@ pub(super) fn take_out(
         }
     };
     let factors = factors(backend, &upright, init, r, scale)?;
-    let mut rest = backend.empty(upright.shape(), DType::F32)?;
-    backend.cast(&mut rest, &upright)?;
-    let mut minus = backend.empty(factors[1].shape(), DType::F32)?;
-    backend.cast(&mut minus, &factors[1])?;
-    backend.scale(&mut minus, -scale)?;
-    let terms = [GemmTerm { a: Matrix::plain(&minus), b: Matrix::plain(&factors[0]) }];
-    backend.gemm(&mut rest, &Gemm { accumulate: true, ..Gemm::new(&terms) })?;
+    let rest = without(backend, &upright, [&factors[0], &factors[1]], scale)?;
     let rest = match weight {
         Weight::Dense(tensor) => {
             let rest = if linear.conv1d { transposed(backend, &rest)? } else { rest };

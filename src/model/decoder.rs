@@ -126,6 +126,7 @@ pub struct Model {
     pub gradient_checkpointing: usize,
     /// Trained virtual tokens.
     pub prompt: Option<Prompt>,
+    pub(super) origin: super::load::Origin,
     pub(super) rope_tables: [Mutex<Option<Tensor>>; 2], // f32 [positions, rotary_dim]: of all layers, of local ones
 }
 

@@ -14,7 +14,7 @@ use crate::quant::QuantConfig;
 use crate::rng::{PhiloxKey, Stream};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// How a base model is held.
@@ -43,7 +43,9 @@ impl Model {
         if is_gguf(model_dir) {
             let file = Gguf::open(model_dir)?;
             let source = Source::Gguf(&file);
-            return Builder { config: file.config()?, backend, options: options.into(), source }.build();
+            let origin = Origin::Path(model_dir.to_path_buf());
+            return Builder { config: file.config()?, backend, options: options.into(), source }
+                .build(origin);
         }
         if !model_dir.is_dir() {
             return Err(Error::format(
@@ -54,7 +56,8 @@ impl Model {
         let config = ModelConfig::load(model_dir)?;
         let checkpoint = Checkpoint::open(model_dir)?;
         let source = Source::File { checkpoint: &checkpoint, base_prefix: config.names.base_prefix };
-        Builder { config, backend, options: options.into(), source }.build()
+        let origin = Origin::Path(model_dir.to_path_buf());
+        Builder { config, backend, options: options.into(), source }.build(origin)
     }
 
     /// A model of this configuration with random weights (nearly normal, standard deviation 0.02; norms 1; biases
@@ -69,12 +72,14 @@ impl Model {
         seed: u64,
     ) -> Result<Self> {
         let source = Source::Random { seed, next: Mutex::new(0) };
-        Builder { config, backend, options: options.into(), source }.build()
+        Builder { config, backend, options: options.into(), source }.build(Origin::Random)
     }
 
     /// A model of a GGUF file without content on a backend that only counts.
     pub(crate) fn planned_gguf(file: &Gguf, planner: &Backend, options: LoadOptions) -> Result<Self> {
-        Builder { config: file.config()?, backend: planner, options, source: Source::Gguf(file) }.build()
+        let origin = Origin::Planned(StoredWeights { dtype: None, quant: None });
+        Builder { config: file.config()?, backend: planner, options, source: Source::Gguf(file) }
+            .build(origin)
     }
 
     /// A model without content on a backend that only counts; see [`crate::backend::Kernels::planner`].
@@ -84,7 +89,8 @@ impl Model {
         options: LoadOptions,
         stored: StoredWeights,
     ) -> Result<Self> {
-        Builder { config, backend: planner, options, source: Source::Planned(stored) }.build()
+        let source = Source::Planned(stored);
+        Builder { config, backend: planner, options, source }.build(Origin::Planned(stored))
     }
 }
 
@@ -95,6 +101,84 @@ pub(crate) struct StoredWeights {
     pub dtype: Option<DType>,
     /// The format of linear layers that are quantized already.
     pub quant: Option<QuantConfig>,
+}
+
+/// Where a model's weights came from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    Path(PathBuf),
+    Random,
+    Planned(StoredWeights),
+}
+
+/// The weights of a model as its files have them, read one at a time: what they were before they were quantized.
+pub(crate) struct Originals {
+    config: ModelConfig,
+    backend: Backend,
+    dtype: DType,
+    file: OriginalFile,
+}
+
+enum OriginalFile {
+    Folder(Checkpoint),
+    Gguf(Gguf),
+    Planned(StoredWeights),
+}
+
+impl Originals {
+    /// Opens the files again.
+    ///
+    /// # Errors
+    /// When there are none, or they are gone.
+    pub(crate) fn open(model: &Model) -> Result<Self> {
+        let file = match &model.origin {
+            Origin::Path(path) if is_gguf(path) => OriginalFile::Gguf(Gguf::open(path)?),
+            Origin::Path(path) => OriginalFile::Folder(Checkpoint::open(path)?),
+            Origin::Planned(stored) => OriginalFile::Planned(*stored),
+            Origin::Random => {
+                let message =
+                    "random weights have no files to read what they were before they were quantized";
+                return Err(Error::Unsupported(message.into()));
+            }
+        };
+        let (config, backend) = (model.config.clone(), model.backend.clone());
+        Ok(Originals { config, backend, dtype: model.dtype, file })
+    }
+
+    /// The weight of a layer, upright: f32 `[out_features, in_features]`.
+    ///
+    /// # Errors
+    /// When its file holds it quantized.
+    pub(crate) fn weight(&self, linear: &Linear) -> Result<Tensor> {
+        let name = format!("{}.weight", linear.path);
+        let source = match &self.file {
+            OriginalFile::Folder(checkpoint) => {
+                Source::File { checkpoint, base_prefix: self.config.names.base_prefix }
+            }
+            OriginalFile::Gguf(file) => Source::Gguf(file),
+            OriginalFile::Planned(stored) => Source::Planned(*stored),
+        };
+        let options = LoadOptions::from(self.dtype);
+        let builder = Builder { config: self.config.clone(), backend: &self.backend, options, source };
+        let quantized = match &self.file {
+            OriginalFile::Folder(checkpoint) => bnb::is_quantized(checkpoint, builder.stored_name(&name)),
+            OriginalFile::Gguf(file) => {
+                file.own_matrix(&name, &self.config, &self.backend, self.dtype)?.is_some()
+            }
+            OriginalFile::Planned(stored) => stored.quant.is_some(),
+        };
+        if quantized {
+            let message =
+                "is quantized in its file; what it was before is needed: load that model with --quant";
+            return Err(Error::tensor(name, message));
+        }
+        let shape = [linear.out_features, linear.in_features];
+        let stored = builder.stored(&name, &if linear.conv1d { [shape[1], shape[0]] } else { shape })?;
+        let wide = self.backend.to_dtype(&stored, DType::F32)?;
+        let upright = if linear.conv1d { transposed(&self.backend, &wide)? } else { wide };
+        stored.release_pages();
+        Ok(upright)
+    }
 }
 
 /// Where tensors come from.
@@ -120,7 +204,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn build(self) -> Result<Model> {
+    fn build(self, origin: Origin) -> Result<Model> {
         let (c, names) = (&self.config, self.config.names);
         let LoadOptions { dtype, quant } = self.options;
         if !matches!(dtype, DType::F32 | DType::BF16) {
@@ -167,6 +251,7 @@ impl Builder<'_> {
             head,
             gradient_checkpointing: 0,
             prompt: None,
+            origin,
             rope_tables: [Mutex::new(None), Mutex::new(None)],
             config: self.config,
         })
