@@ -36,6 +36,10 @@ pub(crate) struct TokenizerFiles {
     /// The special tokens and the chat template, by the keys of `tokenizer_config.json`.
     pub config: Map<String, Value>,
     /// `bos_token_id` and `eos_token_id`.
+    #[cfg_attr(
+        not(feature = "text"),
+        expect(dead_code, reason = "read where a merged model gets its files")
+    )]
     pub ids: Map<String, Value>,
 }
 
