@@ -18,16 +18,16 @@ mkdir -p "$output/bin" "$output/tests"
 tests=(parity_cuda cuda_model)
 # cargo's messages name each executable.
 executables() {
-  cargo "$@" --release --locked --message-format=json-render-diagnostics |
+  cargo "$@" --locked --message-format=json-render-diagnostics |
     python3 -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("executable"): print(message["target"]["name"], message["executable"])'
 }
 {
-  executables test --no-run "${tests[@]/#/--test=}"
+  executables test --release --no-run "${tests[@]/#/--test=}"
   executables bench --no-run --bench=cuda
-  executables build --example=finetune
+  executables build --release --example=finetune
 } | while read -r name path; do
   strip -o "$output/bin/$name" "$path"
 done
