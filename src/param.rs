@@ -27,6 +27,8 @@ pub struct ParamInfo {
     pub shape: Vec<usize>,
     /// Whether weight decay applies (not to biases and norms).
     pub decay: bool,
+    /// Whether files hold the transpose of a matrix.
+    pub transposed: bool,
     /// Elements of the flat buffers.
     pub range: Range<usize>,
 }
@@ -48,9 +50,15 @@ impl ParamLayout {
             name: name.into(),
             shape: shape.to_vec(),
             decay,
+            transposed: false,
             range: start..start + elements,
         });
         ParamId(self.infos.len() - 1)
+    }
+
+    /// Says that files hold the transpose of a matrix.
+    pub fn transpose_in_files(&mut self, id: ParamId) {
+        self.infos[id.0].transposed = true;
     }
 
     /// Makes the buffers, all zero. `dtype` is the type that operations see (f32 or bf16).
@@ -142,6 +150,15 @@ impl ParamStore {
     pub fn master(&self, id: ParamId) -> Result<Tensor> {
         let info = &self.infos[id.0];
         self.values.slice(info.range.clone())?.reshape(&info.shape)
+    }
+
+    /// A parameter's f32 master value as files hold it: a view, or a copy of what they hold transposed.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    pub fn stored(&self, id: ParamId) -> Result<Tensor> {
+        let value = self.master(id)?;
+        if self.infos[id.0].transposed { self.backend.transposed(&value) } else { Ok(value) }
     }
 
     /// A parameter's f32 gradient: a view to accumulate into.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::training::{HEAD_SETTINGS, Step, Trained, joined, sequences, trainable};
+use common::training::{EMBEDDING_SETTINGS, HEAD_SETTINGS, Step, Trained, joined, sequences, trainable};
 use lowrank::DType;
 use lowrank::backend::cpu::Cpu;
 
@@ -34,6 +34,13 @@ fn micro_batches_of_a_lora_step() {
 fn micro_batches_of_a_step_with_an_adapter_on_the_head() {
     for family in ["gpt2", "llama", "gemma2"] {
         check(family, Trained::Method(HEAD_SETTINGS), &[7, 33, 2, 16, 17]);
+    }
+}
+
+#[test]
+fn micro_batches_of_a_step_with_adapters_on_embeddings() {
+    for family in ["gpt2", "llama", "gemma2"] {
+        check(family, Trained::Method(EMBEDDING_SETTINGS), &[7, 33, 2, 16, 17]);
     }
 }
 

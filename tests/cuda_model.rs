@@ -7,7 +7,7 @@ mod common;
 use common::compare::within_twice_naive;
 use common::cuda;
 use common::golden::path;
-use common::training::{Step, Trained, joined, sequences, trainable};
+use common::training::{EMBEDDING_SETTINGS, Step, Trained, joined, sequences, trainable};
 use lowrank::adapter::{LoraConfig, Method};
 use lowrank::autograd::Dropout;
 use lowrank::backend::Backend;
@@ -38,9 +38,16 @@ fn training_step(family: &str, backend: &Backend, dtype: DType, trained: Trained
 #[test]
 fn whole_training_steps() {
     let (naive, truth) = (Reference::<f32>::backend(), Reference::<f64>::backend());
-    for family in ["gpt2", "llama", "qwen3"] {
+    let embeddings = Trained::Method(EMBEDDING_SETTINGS);
+    for (family, trained) in [
+        ("gpt2", Trained::Lora),
+        ("llama", Trained::Lora),
+        ("qwen3", Trained::Lora),
+        ("gpt2", embeddings),
+        ("gemma2", embeddings),
+    ] {
         for dtype in [DType::F32, DType::BF16] {
-            let on = |backend: &Backend| training_step(family, backend, dtype, Trained::Lora);
+            let on = |backend: &Backend| training_step(family, backend, dtype, trained);
             let (naive, truth) = (on(&naive), on(&truth));
             for device in devices() {
                 let ours = on(&device);

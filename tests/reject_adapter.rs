@@ -155,6 +155,30 @@ fn adapters_that_the_head_can_not_have() {
 }
 
 #[test]
+fn adapters_that_embeddings_can_not_have() {
+    for (settings, key) in [
+        (r#"{"peft_type": "LORA", "lora_bias": true, "target_modules": ["embed_tokens"]}"#, "lora_bias"),
+        (
+            r#"{"peft_type": "LORA", "init_lora_weights": "pissa", "target_modules": ["embed_tokens"]}"#,
+            "init_lora_weights",
+        ),
+        (r#"{"peft_type": "VERA", "target_modules": ["embed_tokens"]}"#, "target_modules"),
+        (r#"{"peft_type": "ADALORA", "target_modules": ["embed_tokens"]}"#, "target_modules"),
+        (
+            r#"{"peft_type": "LORA", "ensure_weight_tying": true, "target_modules": ["embed_tokens"]}"#,
+            "ensure_weight_tying",
+        ),
+        (r#"{"peft_type": "LORA", "trainable_token_indices": [3]}"#, "trainable_token_indices"),
+    ] {
+        let mut model = Model::load(&path("qwen2"), &Cpu::new(Some(1)).unwrap(), DType::F32).unwrap();
+        let method = from_settings("test", &serde_json::from_str(settings).unwrap());
+        let error = method.and_then(|mut method| method.attach(&mut model, 0)).unwrap_err().to_string();
+        expect(&error, &[key]);
+        assert!(model.params.elements() == 0, "{settings}");
+    }
+}
+
+#[test]
 fn merging_what_does_not_fit_leaves_nothing_behind() {
     let parent = tempfile::tempdir().unwrap();
     let output = parent.path().join("merged");

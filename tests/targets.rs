@@ -65,8 +65,8 @@ fn a_name_that_matches_nothing_is_an_error_even_when_others_match() {
     let error = select_targets(&names(&["q_proj", "v_prjo"]), &modules, &model_type).unwrap_err().to_string();
     assert!(error.contains("`v_prjo`") && error.contains("did you mean `v_proj`?"), "{error}");
     assert!(error.contains("gate_proj") && !error.contains('\n'), "{error}");
-    let error = select_targets(&names(&["embed_tokens"]), &modules, &model_type).unwrap_err().to_string();
-    assert!(error.contains("model.embed_tokens") && error.contains("not a linear layer"), "{error}");
+    let error = select_targets(&names(&["input_layernorm"]), &modules, &model_type).unwrap_err().to_string();
+    assert!(error.contains("0.input_layernorm") && error.contains("neither a linear layer"), "{error}");
     let broken = LoraConfig { targets: TargetModules::Pattern("(".into()).into(), ..LoraConfig::default() };
     let error = select_targets(&broken, &modules, &model_type).unwrap_err().to_string();
     assert!(error.contains("target_modules") && error.contains("regular expression"), "{error}");

@@ -209,6 +209,9 @@ pub struct TrainArgs {
     /// Learning rate of LoRA's B over that of A (LoRA+)
     #[arg(long, default_value_t = 1.0, value_name = "RATIO", help_heading = "Optimizer")]
     pub loraplus_lr_ratio: f64,
+    /// Peak learning rate of adapters on embeddings under LoRA+
+    #[arg(long, default_value_t = 1e-6, value_name = "RATE", help_heading = "Optimizer")]
+    pub loraplus_lr_embedding: f64,
     /// Decoupled weight decay (not on biases and norms)
     #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
     pub weight_decay: f64,

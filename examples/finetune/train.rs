@@ -209,6 +209,7 @@ pub fn optimizer_arguments(args: &TrainArgs) -> Result<OptimizerArguments> {
         adam_epsilon: args.adam_epsilon,
         weight_decay: args.weight_decay,
         loraplus_lr_ratio: args.loraplus_lr_ratio,
+        loraplus_lr_embedding: args.loraplus_lr_embedding,
         optimizer_memory: args.optimizer_memory.map(|bytes| bytes.as_u64() as usize),
     })
 }

@@ -49,6 +49,18 @@ impl Attachment {
         self.push(name, shape, decay, initial)
     }
 
+    /// [`Attachment::add`] of a matrix whose transpose is what files hold.
+    pub fn add_transposed(
+        &mut self,
+        name: impl Into<String>,
+        shape: [usize; 2],
+        initial: Initial,
+    ) -> ParamId {
+        let id = self.add(name, &shape, initial);
+        self.layout.transpose_in_files(id);
+        id
+    }
+
     /// [`Attachment::add`] without weight decay.
     pub fn add_undecayed(&mut self, name: impl Into<String>, shape: &[usize], initial: Initial) -> ParamId {
         self.push(name.into(), shape, false, initial)

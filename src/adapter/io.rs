@@ -27,7 +27,7 @@ pub(super) fn named_params(
     params: &ParamStore,
     key: impl Fn(&str) -> String,
 ) -> Result<Vec<(String, Tensor)>> {
-    params.ids().map(|id| Ok((key(&params.info(id).name), params.master(id)?))).collect()
+    params.ids().map(|id| Ok((key(&params.info(id).name), params.stored(id)?))).collect()
 }
 
 /// Writes tensors in f32 with PyTorch's metadata, atomically and one at a time.
@@ -59,45 +59,69 @@ pub(super) fn load_params(
     key: impl Fn(&ParamStore, &str) -> String,
 ) -> Result<()> {
     let mut tensors = AdapterTensors::open(dir, file)?;
-    load_head_copy(model, &mut tensors)?;
+    load_copies(model, &mut tensors)?;
     for id in model.params.ids() {
-        let info = model.params.info(id).clone();
-        let tensor = tensors.take(&key(&model.params, &info.name), &info.shape)?;
+        let mut info = model.params.info(id).clone();
+        if info.transposed {
+            info.shape.reverse();
+        }
+        let mut tensor = tensors.take(&key(&model.params, &info.name), &info.shape)?;
+        if info.transposed {
+            tensor = model.backend.transposed(&model.backend.to_dtype(&tensor, DType::F32)?)?;
+        }
         let values = model.backend.to_f32(&tensor)?;
         model.params.set(id, &values)?;
     }
     tensors.finish()
 }
 
-/// The key of the head's own weight in the file of an adapter that is on it.
-pub(super) fn head_copy_key(head: &str) -> String {
-    format!("{PREFIX}{head}.base_layer.weight")
+/// The key of the weight of an embedding or a head in the file of an adapter that is on it.
+pub(super) fn copy_key(module: &str) -> String {
+    format!("{PREFIX}{module}.base_layer.weight")
 }
 
 /// Rows that are compared at a time.
 const ROWS: usize = 256;
 
-/// PEFT writes a copy of the head's weight beside an adapter on it, and takes it for the head's when it reads. Where it is
-/// the base's, nothing is held twice.
-fn load_head_copy(model: &mut Model, tensors: &mut AdapterTensors) -> Result<()> {
-    let key = head_copy_key(&model.head.path);
-    if model.head.lora().is_none() || tensors.shape(&key).is_none() {
+/// PEFT writes a copy of the weight of an embedding or a head beside an adapter on it, and takes it for the weight when it
+/// reads, also for a tied head's. Where it is the base's, nothing is held twice.
+fn load_copies(model: &mut Model, tensors: &mut AdapterTensors) -> Result<()> {
+    let backend = model.backend.clone();
+    for table in model.embeddings_mut().filter(|table| table.adapter.is_some()) {
+        load_copy(&backend, &table.path, &mut table.weight, tensors)?;
+    }
+    if model.embed.adapter.is_some() && !matches!(model.head.weight, Parameter::Frozen(Weight::Quantized(_)))
+    {
+        model.retie();
+    }
+    if model.head.lora().is_some() {
+        load_copy(&backend, &model.head.path, &mut model.head.weight, tensors)?;
+    }
+    Ok(())
+}
+
+fn load_copy(
+    backend: &Backend,
+    path: &str,
+    parameter: &mut Parameter,
+    tensors: &mut AdapterTensors,
+) -> Result<()> {
+    let (key, Parameter::Frozen(weight)) = (copy_key(path), &*parameter) else { return Ok(()) };
+    if tensors.shape(&key).is_none() {
         return Ok(());
     }
-    let shape = [model.head.out_features, model.head.in_features];
-    let copy = tensors.take(&key, &shape)?;
-    let Parameter::Frozen(Weight::Dense(own)) = &model.head.weight else { return Ok(()) };
-    let backend = &model.backend;
+    let copy = tensors.take(&key, weight.shape())?;
+    let Weight::Dense(own) = weight else { return Ok(()) };
     let mut same = true;
-    for start in (0..shape[0]).step_by(ROWS) {
-        let rows = start..(start + ROWS).min(shape[0]);
+    for start in (0..own.rows()).step_by(ROWS) {
+        let rows = start..(start + ROWS).min(own.rows());
         let own = backend.to_dtype(&own.slice(rows.clone())?, copy.dtype())?;
         same = same && backend.to_f32(&own)? == backend.to_f32(&copy.slice(rows)?)?;
     }
     copy.release_pages();
     if !same {
         let dtype = own.dtype();
-        model.head.weight = Parameter::Frozen(Weight::Dense(backend.to_dtype(&copy, dtype)?));
+        *parameter = Parameter::Frozen(Weight::Dense(backend.to_dtype(&copy, dtype)?));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! LoRA: low-rank matrices beside linear layers. Source: Hu et al. (arXiv 2106.09685). For DoRA see `ops/dora.rs`.
+//! LoRA: low-rank matrices beside linear layers and embeddings. Source: Hu et al. (arXiv 2106.09685). For DoRA see `ops/dora.rs`.
 
 use super::attach::{Attachment, Initial};
 use super::config::{Bias, InitLoraWeights, LoraConfig};
@@ -8,25 +8,33 @@ use super::merge::{MergePlan, MergeRule};
 use super::method::Method;
 use super::reader::Settings;
 use super::residual;
-use super::target::{Target, lora_defaults, no_adapter_on_head, select_targets};
+use super::target::{Target, lora_defaults, no_adapter_on, select_targets};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::load::Originals;
-use crate::model::{Dora, Linear, LinearAdapter, Lora, Model, ModuleInfo, Parameter, Weight};
+use crate::model::{
+    Dora, Embedding, EmbeddingLora, LinearAdapter, Lora, Model, ModuleInfo, ModuleKind, Parameter, Weight,
+};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::path::Path;
 
-/// Adds the magnitudes of a layer, which start as the norms of the weight's rows: B is zero.
-fn install_dora(attachment: &mut Attachment, backend: &Backend, linear: &Linear, r: usize) -> Result<Dora> {
-    let Parameter::Frozen(weight) = &linear.weight else {
-        return Err(Error::tensor(&linear.path, "is trained whole and can't have DoRA's magnitudes"));
+/// Adds the magnitudes of a module, which start as the norms of the weights of each output: the change is zero. An
+/// embedding is stored as a `conv1d` layer of its entries.
+fn install_dora(
+    attachment: &mut Attachment,
+    backend: &Backend,
+    (path, parameter, conv1d): (&str, &Parameter, bool),
+    (outputs, r): (usize, usize),
+) -> Result<Dora> {
+    let Parameter::Frozen(weight) = parameter else {
+        return Err(Error::tensor(path, "is trained whole and can't have DoRA's magnitudes"));
     };
-    let squares = row_squares(backend, weight, linear.conv1d, linear.out_features)?;
+    let squares = row_squares(backend, weight, conv1d, outputs)?;
     let norms = squares.iter().map(|x| x.sqrt()).collect();
-    let name = format!("{}.lora_magnitude_vector", linear.path);
-    let magnitude = attachment.add(name, &[linear.out_features], Initial::Values(norms));
+    let name = format!("{path}.lora_magnitude_vector");
+    let magnitude = attachment.add(name, &[outputs], Initial::Values(norms));
     let unit: Vec<f32> = (0..r * r).map(|i| if i / r == i % r { 1.0 } else { 0.0 }).collect();
     Ok(Dora {
         magnitude,
@@ -65,6 +73,59 @@ fn row_squares(backend: &Backend, weight: &Weight, conv1d: bool, outputs: usize)
     Ok(squares.into_iter().map(|x| x as f32).collect())
 }
 
+impl LoraConfig {
+    /// Adds A and B of an embedding.
+    fn install_embedding(
+        &self,
+        attachment: &mut Attachment,
+        model: &Model,
+        table: &Embedding,
+        target: &Target,
+    ) -> Result<EmbeddingLora> {
+        let (path, r, scale) = (&table.path, target.r, target.scale as f32);
+        let [entries, cols] = *table.weight.shape(&model.params) else {
+            return Err(Error::tensor(path, "is not a table"));
+        };
+        // As PEFT: A starts at zero, and B is normal.
+        let random = self.init_lora_weights == InitLoraWeights::Random;
+        let a = if random { Initial::Normal(1.0) } else { Initial::Constant(0.0) };
+        let a = attachment.add_transposed(format!("{path}.lora_embedding_A"), [entries, r], a);
+        let b = attachment.add(format!("{path}.lora_embedding_B"), &[cols, r], Initial::Normal(1.0));
+        let of_columns = (path.as_str(), &table.weight, true);
+        let dora = match self.use_dora {
+            true => Some(Box::new(install_dora(attachment, &model.backend, of_columns, (cols, r))?)),
+            false => None,
+        };
+        Ok(EmbeddingLora { a, b, scale, dora })
+    }
+
+    /// Refuses settings that a target can't have.
+    fn check_targets(&self, targets: &[Target], modules: &[ModuleInfo]) -> Result<()> {
+        let plain = matches!(
+            self.init_lora_weights,
+            InitLoraWeights::Default | InitLoraWeights::Gaussian | InitLoraWeights::Random
+        );
+        let is_target = |m: &&ModuleInfo| targets.iter().any(|t| t.path == m.path);
+        for module in modules.iter().filter(is_target) {
+            let embedding = module.kind == ModuleKind::Embedding;
+            if embedding && self.lora_bias {
+                let why = format!("can't be used with the embedding `{}`", module.path);
+                return Err(Error::config("adapter", "lora_bias", why));
+            }
+            if (embedding || module.is_head) && !plain {
+                let what = if embedding { "an embedding" } else { "the output head" };
+                let why =
+                    format!("{what} can't have a start that is taken out of its weight (init_lora_weights)");
+                return Err(no_adapter_on(&module.path, &why));
+            }
+            if module.is_head && self.use_dora {
+                return Err(no_adapter_on(&module.path, "the output head can't have DoRA"));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Method for LoraConfig {
     fn name(&self) -> &'static str {
         "lora"
@@ -99,19 +160,17 @@ impl Method for LoraConfig {
         let modules = model.modules();
         let targets = select_targets(self, &modules, &model.config.model_type)?;
         self.targets.complete(&modules, &model.config.model_type, model.config.conv1d, lora_defaults)?;
-        let head = model.head.path.clone();
-        let plain = matches!(
-            self.init_lora_weights,
-            InitLoraWeights::Default | InitLoraWeights::Gaussian | InitLoraWeights::Random
-        );
-        if targets.iter().any(|t| t.path == head) && (self.use_dora || !plain) {
-            let why = "the output head can't have DoRA or a start that is taken out of its weight";
-            return Err(no_adapter_on_head(&head, why));
-        }
+        self.check_targets(&targets, &modules)?;
         let loftq = match self.init_lora_weights {
             InitLoraWeights::Loftq { bits, rounds } => Some((Originals::open(model)?, [bits, rounds])),
             _ => None,
         };
+        for which in 0..model.embeddings_mut().count() {
+            let table = model.embeddings_mut().nth(which).expect("there are so many").clone();
+            let Some(target) = targets.iter().find(|t| t.path == table.path) else { continue };
+            let adapter = Some(self.install_embedding(attachment, model, &table, target)?);
+            model.embeddings_mut().nth(which).expect("there are so many").adapter = adapter;
+        }
         let mut stream = 0;
         let backend = model.backend.clone();
         for linear in model.linears_mut() {
@@ -147,7 +206,10 @@ impl Method for LoraConfig {
                 .lora_bias
                 .then(|| attachment.add(format!("{path}.lora_B.bias"), &[linear.out_features], zero()));
             let dora = match self.use_dora {
-                true => Some(Box::new(install_dora(attachment, &backend, linear, r)?)),
+                true => {
+                    let weight = (path.as_str(), &linear.weight, linear.conv1d);
+                    Some(Box::new(install_dora(attachment, &backend, weight, (linear.out_features, r))?))
+                }
                 false => None,
             };
             linear.adapter = Some(LinearAdapter::Lora(Lora {

@@ -14,7 +14,7 @@ pub use memory::merge_into;
 pub use report::{Drift, compare};
 
 use super::config::Bias;
-use super::io::{ADAPTER_FILE, AdapterTensors, head_copy_key};
+use super::io::{ADAPTER_FILE, AdapterTensors, copy_key};
 use super::method::read_adapter;
 use super::vera::SHARED;
 use crate::backend::cpu::Cpu;
@@ -268,9 +268,12 @@ impl Planner<'_> {
     fn untie(&mut self, plans: &mut BTreeMap<String, Plan>) -> Result<bool> {
         let embed = format!("{}.weight", self.config.names.embed);
         let embedding = plans.get(&embed).ok_or_else(|| Error::tensor(embed, "missing in the base"))?;
-        let embedding_trained = embedding.own.is_some();
-        let plan = self.plan_tensor(&head_name(self.config), &self.base.tied_head())?;
-        let untied = embedding_trained || plan.is_changed();
+        let embedding_changed = embedding.is_changed();
+        // A copy that came with an adapter on the embedding was the head's too.
+        let copy = embedding.own.clone().filter(|_| self.merge.rules.contains_key(self.config.names.embed));
+        let mut plan = self.plan_tensor(&head_name(self.config), &self.base.tied_head())?;
+        plan.own = plan.own.or(copy);
+        let untied = embedding_changed || plan.is_changed();
         if untied {
             plans.insert(head_name(self.config), plan);
         }
@@ -304,13 +307,20 @@ impl Planner<'_> {
             plan.own = Some(self.take(&key, &shape)?);
         }
         let Some(rule) = rule else { return Ok(plan) };
-        let copy = head_copy_key(module);
+        let copy = copy_key(module);
         if kind == "weight" && self.adapter.shape(&copy).is_some() {
             // As a model that the adapter is loaded on holds it.
             let held = self.backend.to_dtype(&self.take(&copy, &shape)?, dtype)?;
             plan.own = Some(self.backend.to_dtype(&held, DType::F32)?);
         }
-        let conv1d = self.config.conv1d && module != self.config.names.head;
+        let names = &self.config.names;
+        let embedding = module == names.embed || Some(module) == names.positions;
+        // A table of entries is stored as the weight of a linear layer that takes them, the other way round.
+        let conv1d = embedding || self.config.conv1d && module != names.head;
+        let [a_key, b_key] = match embedding {
+            true => ["lora_embedding_A", "lora_embedding_B"],
+            false => ["lora_A.weight", "lora_B.weight"],
+        };
         let (inputs, outputs) = match *shape {
             [i, o] if conv1d => (i, o),
             [o, i] => (i, o),
@@ -318,8 +328,8 @@ impl Planner<'_> {
         };
         match (rule, kind) {
             (MergeRule::LowRank { r, scale, dora, .. }, "weight") => {
-                let a = self.take(&at("lora_A.weight"), &[r, inputs])?;
-                let b = self.take(&at("lora_B.weight"), &[outputs, r])?;
+                let a = self.take(&at(a_key), &[r, inputs])?;
+                let b = self.take(&at(b_key), &[outputs, r])?;
                 let mut change = LowRank { a, b, scale: scale as f32, conv1d, factors: None };
                 if dora {
                     let magnitude = self.take(&at("lora_magnitude_vector"), &[outputs])?;

@@ -13,7 +13,6 @@ use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::math::svd::{low_rank_svd, orthonormal};
-use crate::model::load::transposed;
 use crate::model::{Linear, Model, Parameter, Weight};
 use crate::rng::{Philox, PhiloxKey, Stream};
 use crate::tensor::Tensor;
@@ -112,7 +111,7 @@ pub(super) fn take_out(
     let upright = match weight {
         Weight::Dense(tensor) => {
             let wide = backend.to_dtype(tensor, DType::F32)?;
-            if linear.conv1d { transposed(backend, &wide)? } else { wide }
+            if linear.conv1d { backend.transposed(&wide)? } else { wide }
         }
         Weight::Quantized(matrix) => {
             let mut dense = backend.empty(matrix.shape(), DType::F32)?;
@@ -124,7 +123,7 @@ pub(super) fn take_out(
     let rest = without(backend, &upright, [&factors[0], &factors[1]], scale)?;
     let rest = match weight {
         Weight::Dense(tensor) => {
-            let rest = if linear.conv1d { transposed(backend, &rest)? } else { rest };
+            let rest = if linear.conv1d { backend.transposed(&rest)? } else { rest };
             let rest = backend.to_dtype(&rest, tensor.dtype())?;
             tensor.release_pages();
             Weight::Dense(rest)

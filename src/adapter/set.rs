@@ -1,11 +1,12 @@
 //! Several adapters on one base: loaded once, switched by name without touching the base, unloaded.
 
-use super::io::head_copy_key;
+use super::io::copy_key;
 use super::merge::merge_into;
 use super::method::{Method, from_settings, read_adapter};
 use crate::error::{Error, Result};
-use crate::model::{Installed, Model};
+use crate::model::{Installed, Model, Parameter};
 use crate::param::ParamStore;
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -26,6 +27,16 @@ pub struct AdapterSet {
 struct Loaded {
     method: Box<dyn Method>,
     state: Option<Installed>,
+}
+
+/// The dense weights of the head and the embeddings that have adapters, by path.
+fn adapted_tables(model: &Model) -> Vec<(String, Tensor)> {
+    let tables = [Some(&model.embed), model.positions.as_ref()].into_iter().flatten();
+    let tables = tables.filter(|t| t.adapter.is_some()).map(|t| (&t.path, &t.weight));
+    let head = model.head.lora().map(|_| (&model.head.path, &model.head.weight));
+    let dense =
+        |(path, weight): (&String, &Parameter)| Some((path.clone(), weight.tensor(&model.params).ok()?));
+    tables.chain(head).filter_map(dense).collect()
 }
 
 impl AdapterSet {
@@ -136,18 +147,20 @@ impl AdapterSet {
         }
         let method = &self.loaded[&name].method;
         let mut tensors = method.tensors(&self.model)?;
-        let head =
-            self.model.head.lora().and_then(|_| self.model.head.weight.tensor(&self.model.params).ok());
+        let held = adapted_tables(&self.model);
         // As it is stored: an adapter that starts as a part of the base is a plain one there.
         let settings = method.settings().into_iter().map(|(key, value)| (key.to_string(), value)).collect();
         let plan = from_settings(&*name, &settings)?
             .merge_plan(&self.model.modules(), &self.model.config.model_type)?;
         self.set_active(None)?;
-        // A head of its own, which came with the adapter.
-        if let (Some(own), Ok(base)) = (head, self.model.head.weight.tensor(&self.model.params))
-            && !own.is_same(&base)
-        {
-            tensors.push((head_copy_key(&self.model.head.path), own));
+        // A head or an embedding of its own, which came with the adapter.
+        for (path, own) in held {
+            let tables = [Some(&self.model.embed), self.model.positions.as_ref()];
+            let mut tables = tables.into_iter().flatten();
+            let base = tables.find(|table| table.path == path).map_or(&self.model.head.weight, |t| &t.weight);
+            if !base.tensor(&self.model.params).is_ok_and(|base| own.is_same(&base)) {
+                tensors.push((copy_key(&path), own));
+            }
         }
         let base = self.model.installed()?;
         match merge_into(&mut self.model, &plan, tensors) {

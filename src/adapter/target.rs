@@ -134,7 +134,7 @@ impl Targeting {
         Ok(chosen)
     }
 
-    /// [`Targeting::select_linears_and_head`] for methods that the output head can't have.
+    /// [`Targeting::select`] for methods that sit on the decoder layers' linear layers.
     ///
     /// # Errors
     /// When another kind of module is chosen, or the head.
@@ -144,34 +144,15 @@ impl Targeting {
         model_type: &str,
         defaults: DefaultTargets,
     ) -> Result<Vec<&'m ModuleInfo>> {
-        let chosen = self.select_linears_and_head(modules, model_type, defaults)?;
-        match chosen.iter().find(|m| m.is_head) {
-            Some(head) => Err(no_adapter_on_head(&head.path, "only LoRA can be on the output head")),
-            None => Ok(chosen),
-        }
-    }
-
-    /// [`Targeting::select`] for methods that sit on linear layers.
-    ///
-    /// # Errors
-    /// When another kind of module is chosen.
-    pub fn select_linears_and_head<'m>(
-        &self,
-        modules: &'m [ModuleInfo],
-        model_type: &str,
-        defaults: DefaultTargets,
-    ) -> Result<Vec<&'m ModuleInfo>> {
         let chosen = self.select(modules, model_type, defaults)?;
         for module in &chosen {
-            if !matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) {
-                return Err(Error::config(
-                    "adapter",
-                    "target_modules",
-                    format!(
-                        "`{}` is not a linear layer; only linear layers can be adapted (modules_to_save trains it whole)",
-                        module.path
-                    ),
-                ));
+            match module.kind {
+                ModuleKind::Linear | ModuleKind::Conv1d if !module.is_head => {}
+                ModuleKind::Norm => return Err(no_adapter_on(&module.path, "is not a linear layer")),
+                _ => {
+                    let why = "only LoRA can be on the output head or on embeddings";
+                    return Err(no_adapter_on(&module.path, why));
+                }
             }
         }
         Ok(chosen)
@@ -194,16 +175,17 @@ impl Targeting {
                 return Err(no_such_module("modules_to_save", name, modules));
             }
         }
-        // PEFT's is that of the last module, and a head is no Conv1D.
-        let last = self.select(modules, model_type, defaults)?.pop().cloned();
-        self.fan_in_fan_out = conv1d && !last.is_some_and(|m| m.is_head);
+        // PEFT's is that of the last linear layer, and a head is no Conv1D.
+        let chosen = self.select(modules, model_type, defaults)?;
+        let last = chosen.into_iter().rfind(|m| m.kind != ModuleKind::Embedding);
+        self.fan_in_fan_out = conv1d && last.is_some_and(|m| !m.is_head);
         self.target_modules = Some(spelled_out(self.target_modules.as_ref(), modules, model_type, defaults)?);
         Ok(())
     }
 }
 
-/// The error for an adapter that the output head can't have.
-pub(super) fn no_adapter_on_head(path: &str, why: &str) -> Error {
+/// The error for an adapter that a module can't have.
+pub(super) fn no_adapter_on(path: &str, why: &str) -> Error {
     let advice = format!("`{path}`: {why}; train it whole by modules_to_save `{path}`");
     Error::config("adapter", "target_modules", advice)
 }
@@ -292,9 +274,12 @@ fn matches(targets: &TargetModules, module: &ModuleInfo, key: &str) -> Result<bo
 ///
 /// # Errors
 /// When nothing matches, when one of several target names matches nothing (with the nearest names), when a
-/// target is not a linear layer, or a pattern is malformed.
+/// target is neither a linear layer nor an embedding, or a pattern is malformed.
 pub fn select_targets(config: &LoraConfig, modules: &[ModuleInfo], model_type: &str) -> Result<Vec<Target>> {
-    let chosen = config.targets.select_linears_and_head(modules, model_type, lora_defaults)?;
+    let chosen = config.targets.select(modules, model_type, lora_defaults)?;
+    if let Some(norm) = chosen.iter().find(|m| m.kind == ModuleKind::Norm) {
+        return Err(no_adapter_on(&norm.path, "is neither a linear layer nor an embedding"));
+    }
     chosen.into_iter().map(|module| target_at(config, &module.path)).collect()
 }
 

@@ -112,7 +112,9 @@ impl<'m> Tape<'m> {
         // A value nobody used has no gradient, and neither have its inputs through it.
         let Some(dy) = gradients.take(output) else { return Ok(()) };
         match op {
-            Op::Embedding { table, ids } => ops::embedding::backward(gradients, &dy, table, &ids),
+            Op::Embedding { table, entries, low_rank } => {
+                ops::embedding::backward(gradients, dy, table, &entries, low_rank.as_deref())
+            }
             Op::Prefix { grads, start, sequences } => {
                 ops::prompt::prefix_backward(gradients, inputs, &dy, &grads, start, &sequences)
             }

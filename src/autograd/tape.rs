@@ -5,6 +5,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::{Parameter, Rotation};
 use crate::ops::dora::DoraSaved;
+use crate::ops::embedding::{Entries, LowRankEntries};
 use crate::ops::linear::LowRank;
 use crate::param::{ParamId, ParamStore};
 use crate::rng::{PhiloxKey, Stream};
@@ -73,8 +74,8 @@ pub struct Slot<'m> {
 #[allow(missing_docs)]
 #[derive(Debug)]
 pub enum Op {
-    /// Rows of a trainable table.
-    Embedding { table: ParamId, ids: Tensor },
+    /// Entries of a table, trainable or with a low-rank part.
+    Embedding { table: Option<ParamId>, entries: Entries, low_rank: Option<Box<LowRankEntries>> },
     /// `x W^T + bias`, with or without low-rank parts.
     Linear {
         x: Input, // [n, in]

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, IGNORE_INDEX, Sequence};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::ops::embedding::Entries;
 use std::sync::Arc;
 
 /// Sequences of tokens laid end to end. Attention never crosses from one into another.
@@ -92,8 +92,8 @@ pub(crate) struct KeptRows {
 /// A batch where the backend can use it.
 #[derive(Debug)]
 pub(crate) struct DeviceBatch {
-    pub ids: Tensor,       // i32 [tokens]
-    pub positions: Tensor, // i32 [tokens]
+    pub ids: Entries,
+    pub positions: Entries,
     pub sequences: Arc<[Sequence]>,
     pub max_position: usize,
 }
@@ -104,7 +104,7 @@ impl DeviceBatch {
     pub fn new(
         backend: &Backend,
         batch: &Batch,
-        vocab_size: usize,
+        (vocab_size, padding_idx): (usize, Option<usize>),
         kept: &[KeptRows],
         prefix: usize,
     ) -> Result<Self> {
@@ -135,9 +135,9 @@ impl DeviceBatch {
         }
         let positions: Vec<i32> = batch.positions.iter().map(|p| p + prefix as i32).collect();
         Ok(DeviceBatch {
-            ids: backend.from_slice(&batch.input_ids, &[total])?,
+            ids: Entries::new(backend, &batch.input_ids, padding_idx)?,
             max_position: positions.iter().copied().max().unwrap_or(0) as usize,
-            positions: backend.from_slice(&positions, &[total])?,
+            positions: Entries::new(backend, &positions, None)?,
             sequences: sequences.into(),
         })
     }

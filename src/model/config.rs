@@ -135,6 +135,8 @@ pub struct ModelConfig {
     pub norm_plus_one: bool,
     pub eos_token_id: Vec<u32>,
     pub bos_token_id: Option<u32>,
+    /// The token whose embedding has no gradient; transformers' `pad_token_id` in most families.
+    pub padding_idx: Option<usize>,
     /// Module paths.
     pub names: Names,
 }
@@ -366,6 +368,22 @@ impl<'a> Keys<'a> {
                 v.as_f64().map(Some).ok_or_else(|| self.error(key, format!("expected a number, found {v}")))
             }
         }
+    }
+
+    /// The token that pads, whose embedding transformers doesn't train; `default` if the key is absent. A negative number
+    /// counts from the end.
+    ///
+    /// # Errors
+    /// When it is no integer.
+    pub fn padding_idx(&self, default: Option<usize>, vocab_size: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get("pad_token_id") else {
+            return Ok(default.filter(|_| !self.contains("pad_token_id")));
+        };
+        let id = value
+            .as_i64()
+            .ok_or_else(|| self.error("pad_token_id", format!("expected an integer, found {value}")))?;
+        let id = if id < 0 { id.saturating_add(vocab_size as i64) } else { id };
+        Ok(usize::try_from(id).ok())
     }
 
     /// A boolean with a default.

@@ -2,7 +2,8 @@
 
 use super::config::ModelConfig;
 use super::module::{
-    Bottleneck, Embedding, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter, Weight,
+    Bottleneck, Embedding, EmbeddingLora, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter,
+    Weight,
 };
 use super::prompt::Prompt;
 use crate::backend::Backend;
@@ -60,6 +61,7 @@ pub struct Installed {
     pub(super) parameters: Vec<Parameter>, // in the order of `Model::parameters_mut`
     pub(super) head: Option<Parameter>,    // a tied one, which is not among them
     pub(super) linears: Vec<Option<LinearAdapter>>, // in the order of `Model::linears_mut`
+    pub(super) embeddings: [Option<EmbeddingLora>; 2], // of tokens, of positions
     pub(super) bottlenecks: Vec<[Option<Bottleneck>; 2]>,
     pub(super) prompt: Option<Prompt>,
 }
@@ -211,6 +213,11 @@ impl Model {
         all
     }
 
+    /// The tables of tokens and, if they are learned, of positions.
+    pub fn embeddings_mut(&mut self) -> impl Iterator<Item = &mut Embedding> {
+        std::iter::once(&mut self.embed).chain(&mut self.positions)
+    }
+
     /// Puts quantized weights into the backend's layout for products with few rows, one after the other, and a head in
     /// a mapped file into memory, whose larger pages are read faster: for models that generate text and are not trained
     /// or saved. Results keep their bits.
@@ -279,6 +286,7 @@ impl Model {
             parameters: self.parameters_mut().into_iter().map(|(_, p)| p.clone()).collect(),
             head: self.config.tie_word_embeddings.then(|| self.head.weight.clone()),
             linears: self.linears_mut().into_iter().map(|l| l.adapter.clone()).collect(),
+            embeddings: [None, None],
             bottlenecks: vec![[None, None]; self.layers.len()],
             prompt: None,
         })
@@ -300,6 +308,9 @@ impl Model {
             std::mem::swap(own, theirs);
         }
         for (own, theirs) in self.linears_mut().into_iter().zip(&mut other.linears) {
+            std::mem::swap(&mut own.adapter, theirs);
+        }
+        for (own, theirs) in self.embeddings_mut().zip(&mut other.embeddings) {
             std::mem::swap(&mut own.adapter, theirs);
         }
         for (layer, theirs) in self.layers.iter_mut().zip(&mut other.bottlenecks) {

@@ -355,7 +355,8 @@ impl Model {
             Some(PromptPlace::Embeddings) => (Cow::Owned(batch.with_virtual_tokens(virtual_tokens)), 0),
             _ => (Cow::Borrowed(batch), virtual_tokens),
         };
-        let input = DeviceBatch::new(&self.backend, &batch, self.config.vocab_size, &kept, prefix)?;
+        let vocabulary = (self.config.vocab_size, self.embed.padding_idx);
+        let input = DeviceBatch::new(&self.backend, &batch, vocabulary, &kept, prefix)?;
         let positions = input.max_position + 1;
         let rope = self.rope_table(&self.rope_tables[0], self.config.rope.as_ref(), positions)?;
         let local_rope = self.rope_table(&self.rope_tables[1], self.config.local_rope.as_ref(), positions)?;
@@ -406,7 +407,7 @@ impl Pass<'_> {
     /// The final norm's output, `[tokens, hidden_size]`.
     fn hidden(&self, tape: &mut Tape<'_>, mut cache: Option<&mut KvCache>) -> Result<Var> {
         let model = self.model;
-        let mut x = tape.embedding(&model.embed.weight, &self.input.ids)?;
+        let mut x = tape.embedding(&model.embed, &self.input.ids)?;
         if let Some(scale) = model.config.embed_scale {
             // As transformers: the factor is rounded to the activations' type.
             let scale = if tape.dtype == DType::BF16 { half::bf16::from_f32(scale).to_f32() } else { scale };
@@ -416,7 +417,7 @@ impl Pass<'_> {
             x = tape.prompt(&x, &p.values, p.grads.as_ref(), &self.input.sequences)?;
         }
         if let Some(positions) = &model.positions {
-            let p = tape.embedding(&positions.weight, &self.input.positions)?;
+            let p = tape.embedding(positions, &self.input.positions)?;
             x = tape.add(&x, &p)?;
         }
         let all = 0..model.layers.len();
@@ -529,8 +530,8 @@ impl Pass<'_> {
                 interleaved: rope.interleaved,
                 inverse: false,
             };
-            q = tape.rope(q, table, &self.input.positions, shape(n_heads))?;
-            k = tape.rope(k, table, &self.input.positions, shape(n_kv_heads))?;
+            q = tape.rope(q, table, &self.input.positions.ids, shape(n_heads))?;
+            k = tape.rope(k, table, &self.input.positions.ids, shape(n_kv_heads))?;
         }
         if let Some([keys, values]) = cache {
             for (kept, s) in self.kept.iter().zip(self.input.sequences.iter()) {

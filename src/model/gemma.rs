@@ -30,6 +30,7 @@ fn named(keys: &Keys<'_>, model_type: &str) -> Result<ModelConfig> {
     };
     config.max_position_embeddings = keys.usize_opt("max_position_embeddings")?.unwrap_or(8192);
     config.tie_word_embeddings = keys.bool_or("tie_word_embeddings", true)?;
+    config.padding_idx = keys.padding_idx(Some(0), config.vocab_size)?;
     config.norm_plus_one = true;
     config.embed_scale = Some((config.hidden_size as f32).sqrt());
     Ok(config)

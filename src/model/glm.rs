@@ -46,6 +46,7 @@ pub fn glm(keys: &Keys<'_>) -> Result<ModelConfig> {
     }
     config.rope = Some(rope);
     config.qkv_bias = keys.bool_or("attention_bias", true)?;
+    config.padding_idx = keys.padding_idx(Some(151_329), config.vocab_size)?;
     config.o_bias = false;
     config.mlp_bias = false;
     config.max_position_embeddings = keys.usize_opt("max_position_embeddings")?.unwrap_or(131_072);
@@ -134,6 +135,7 @@ pub fn chatglm(keys: &Keys<'_>) -> Result<ModelConfig> {
         norm_plus_one: false,
         eos_token_id: keys.token_ids("eos_token_id")?,
         bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
+        padding_idx: None,
         names: CHATGLM_NAMES,
     })
 }

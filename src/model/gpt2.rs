@@ -68,6 +68,7 @@ pub fn config(keys: &Keys<'_>) -> Result<ModelConfig> {
         norm_plus_one: false,
         eos_token_id: keys.token_ids("eos_token_id")?,
         bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
+        padding_idx: None,
         names: NAMES,
     })
 }

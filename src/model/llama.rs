@@ -35,10 +35,11 @@ pub fn config(keys: &Keys<'_>, model_type: &str) -> Result<ModelConfig> {
         Some(head_dim) => head_dim,
         None => hidden_size / num_attention_heads.max(1),
     };
+    let vocab_size = keys.usize("vocab_size")?;
     let attention_bias = keys.bool_or("attention_bias", false)?;
     Ok(ModelConfig {
         model_type: model_type.to_string(),
-        vocab_size: keys.usize("vocab_size")?,
+        vocab_size,
         hidden_size,
         intermediate_size: keys.usize("intermediate_size")?,
         num_hidden_layers: keys.usize("num_hidden_layers")?,
@@ -65,6 +66,7 @@ pub fn config(keys: &Keys<'_>, model_type: &str) -> Result<ModelConfig> {
         norm_plus_one: false,
         eos_token_id: keys.token_ids("eos_token_id")?,
         bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
+        padding_idx: keys.padding_idx(None, vocab_size)?,
         names: NAMES,
     })
 }

@@ -175,7 +175,7 @@ impl Originals {
         let shape = [linear.out_features, linear.in_features];
         let stored = builder.stored(&name, &if linear.conv1d { [shape[1], shape[0]] } else { shape })?;
         let wide = self.backend.to_dtype(&stored, DType::F32)?;
-        let upright = if linear.conv1d { transposed(&self.backend, &wide)? } else { wide };
+        let upright = if linear.conv1d { self.backend.transposed(&wide)? } else { wide };
         stored.release_pages();
         Ok(upright)
     }
@@ -212,8 +212,9 @@ impl Builder<'_> {
         }
         quant.map_or(Ok(()), |q| q.check())?;
         let params = ParamStore::empty(self.backend)?;
-        let embed = self.embedding(names.embed, c.vocab_size)?;
-        let positions = names.positions.map(|p| self.embedding(p, c.max_position_embeddings)).transpose()?;
+        let embed = self.embedding(names.embed, c.vocab_size, c.padding_idx)?;
+        let positions = names.positions.map(|p| self.embedding(p, c.max_position_embeddings, None));
+        let positions = positions.transpose()?;
         let layers = (0..c.num_hidden_layers)
             .map(|i| self.layer(&format!("{}.{i}", names.layers)))
             .collect::<Result<_>>()?;
@@ -309,9 +310,10 @@ impl Builder<'_> {
         })
     }
 
-    fn embedding(&self, path: &str, entries: usize) -> Result<Embedding> {
+    fn embedding(&self, path: &str, entries: usize, padding_idx: Option<usize>) -> Result<Embedding> {
         let weight = self.matrix(&format!("{path}.weight"), &[entries, self.config.hidden_size])?;
-        Ok(Embedding { path: path.to_string(), weight: Parameter::Frozen(Weight::Dense(weight)) })
+        let weight = Parameter::Frozen(Weight::Dense(weight));
+        Ok(Embedding { path: path.to_string(), weight, padding_idx, adapter: None })
     }
 
     fn linear(&self, path: &str, i: usize, o: usize, bias: bool, conv1d: bool) -> Result<Linear> {
@@ -356,7 +358,7 @@ impl Builder<'_> {
             return Ok(Parameter::Frozen(Weight::Dense(self.matrix(&name, &shape)?)));
         };
         let stored = self.stored(&name, &shape)?;
-        let upright = if conv1d { transposed(self.backend, &stored)? } else { stored.clone() };
+        let upright = if conv1d { self.backend.transposed(&stored)? } else { stored.clone() };
         let quantized =
             self.backend.quantize(&upright, &quant).map_err(|e| Error::tensor(&name, e.to_string()))?;
         stored.release_pages();
@@ -503,20 +505,5 @@ fn random(backend: &Backend, shape: &[usize], dtype: DType, key: PhiloxKey) -> R
         let data = backend.from_slice(&data, &[end - start])?;
         backend.cast(&mut flat.slice(start..end)?, &data)?;
     }
-    Ok(out)
-}
-
-/// The transpose of a dense matrix, in memory of its own.
-pub(crate) fn transposed(backend: &Backend, x: &Tensor) -> Result<Tensor> {
-    let (rows, cols, size) = (x.rows(), x.cols(), x.dtype().size());
-    let mut from = vec![0u8; x.bytes()];
-    backend.download(x, &mut from)?;
-    let mut to = vec![0u8; x.bytes()];
-    for (i, element) in from.chunks_exact(size).enumerate() {
-        let at = (i % cols * rows + i / cols) * size;
-        to[at..at + size].copy_from_slice(element);
-    }
-    let mut out = backend.empty(&[cols, rows], x.dtype())?;
-    backend.upload(&mut out, &to)?;
     Ok(out)
 }

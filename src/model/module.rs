@@ -315,6 +315,23 @@ pub struct Embedding {
     pub path: String,
     /// `[entries, hidden_size]`.
     pub weight: Parameter,
+    /// The entry that has no gradient (`torch.nn.Embedding`'s `padding_idx`).
+    pub padding_idx: Option<usize>,
+    /// The adapter on it.
+    pub adapter: Option<EmbeddingLora>,
+}
+
+/// The low-rank part of an embedding: `y += scale * B A[id]`.
+#[derive(Clone, Debug)]
+pub struct EmbeddingLora {
+    /// `[entries, r]`: a token is a row, so that a batch touches the rows of its tokens alone. Files hold the transpose.
+    pub a: ParamId,
+    /// `[hidden_size, r]`.
+    pub b: ParamId,
+    /// `lora_alpha / r`, or `lora_alpha / sqrt(r)` for rank-stabilized LoRA.
+    pub scale: f32,
+    /// The trained magnitude of DoRA, of each column.
+    pub dora: Option<Box<Dora>>,
 }
 
 /// What a module is, for choosing the targets of an adapter.

@@ -5,6 +5,7 @@ use super::module::{Linear, Parameter};
 use crate::autograd::{Tape, Var};
 use crate::backend::Activation;
 use crate::error::Result;
+use crate::ops::embedding::Entries;
 use crate::param::ParamId;
 use crate::tensor::Tensor;
 
@@ -77,8 +78,8 @@ impl Prompt {
         }
         let mut inner = tape.inner(training);
         let ids: Vec<i32> = (0..self.num_virtual_tokens as i32).collect();
-        let ids = inner.backend.from_slice(&ids, &[ids.len()])?;
-        let mut x = inner.embedding(&Parameter::Trainable(*table), &ids)?;
+        let entries = Entries::new(&inner.backend, &ids, None)?;
+        let mut x = inner.lookup(&Parameter::Trainable(*table), &entries)?;
         for (i, directions) in lstm.iter().enumerate() {
             if i > 0 {
                 x = inner.dropout(&x, *dropout, DROPOUT_STREAM + i as u64)?;

@@ -3,7 +3,6 @@
 use super::bnb;
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
-use super::load::transposed;
 use super::module::ModuleKind;
 use super::save::{SHARD_BYTES, StreamedTensor, copy_companions, copy_config, write_sharded};
 use super::stored::{full_name, head_name, stored_modules};
@@ -163,7 +162,7 @@ impl<'a> Job<'a> {
         }
         *self.latest.borrow_mut() = None;
         let weight = self.base.tensor(stored)?;
-        let upright = if conv1d { transposed(self.backend, &weight)? } else { weight.clone() };
+        let upright = if conv1d { self.backend.transposed(&weight)? } else { weight.clone() };
         let matrix =
             self.backend.quantize(&upright, self.quant).map_err(|e| Error::tensor(stored, e.to_string()))?;
         weight.release_pages();

@@ -61,6 +61,9 @@ impl Model {
             if state.prompt.is_some() || state.bottlenecks.iter().flatten().any(Option::is_some) {
                 return refuse("has virtual tokens or layers of its own".into());
             }
+            if state.embeddings.iter().any(Option::is_some) {
+                return refuse("adapts embeddings".into());
+            }
             for ((all, own), path) in linears.iter_mut().zip(&state.linears).zip(&paths) {
                 match low_rank(own) {
                     Ok(Some(_)) if *path == self.head.path => return refuse(format!("adapts {path}")),

@@ -25,52 +25,77 @@ pub struct DoraSaved {
     pub inverse_norms: Tensor,
 }
 
+/// A weight and its low-rank change.
+pub(crate) struct Changed<'a> {
+    /// `W^T`, `[in_features, out_features]`.
+    pub weight: Matrix<'a>,
+    /// `A`, f32 `[r, in_features]`.
+    pub a: Matrix<'a>,
+    /// `A^T`.
+    pub a_transposed: Matrix<'a>,
+    /// `B`, f32 `[out_features, r]`.
+    pub b: &'a Tensor,
+    /// Factor on the change.
+    pub scale: f32,
+}
+
 /// `1 / |W + s B A|` for each output, f32 `[out_features]`.
-fn inverse_norms(
-    backend: &Backend,
-    params: &ParamStore,
-    layer: &Linear,
-    lora: &Lora,
-    dora: &Dora,
-) -> Result<Tensor> {
-    let (a, b) = (params.master(lora.a)?, params.master(lora.b)?);
-    let weight = layer.weight.weight(params)?;
-    let (r, outputs) = (a.rows(), layer.out_features);
+fn inverse_norms(backend: &Backend, changed: &Changed<'_>, dora: &Dora) -> Result<Tensor> {
+    let &Changed { weight, a, a_transposed, b, scale } = changed;
+    let (outputs, r) = (b.rows(), b.cols());
     let mut gram = backend.empty(&[r, r], DType::F32)?;
-    let terms = [GemmTerm { a: Matrix::plain(&a), b: Matrix::transposed(&a) }];
-    backend.gemm(&mut gram, &Gemm { scale: lora.scale / 2.0, ..Gemm::new(&terms) })?;
+    let terms = [GemmTerm { a, b: a_transposed }];
+    backend.gemm(&mut gram, &Gemm { scale: scale / 2.0, ..Gemm::new(&terms) })?;
     let mut inner = backend.empty(&[r, outputs], DType::F32)?;
-    let terms = [
-        GemmTerm { a: Matrix::plain(&a), b: weight.forward(layer.conv1d) },
-        GemmTerm { a: Matrix::plain(&gram), b: Matrix::transposed(&b) },
-    ];
+    let terms = [GemmTerm { a, b: weight }, GemmTerm { a: Matrix::plain(&gram), b: Matrix::transposed(b) }];
     backend.gemm(&mut inner, &Gemm::new(&terms))?;
     let mut up = backend.empty(&[r, outputs], DType::F32)?;
-    let terms = [GemmTerm { a: Matrix::plain(&dora.identity), b: Matrix::transposed(&b) }];
+    let terms = [GemmTerm { a: Matrix::plain(&dora.identity), b: Matrix::transposed(b) }];
     backend.gemm(&mut up, &Gemm::new(&terms))?;
     let mut squares = backend.zeros(&[outputs], DType::F32)?;
     backend.add_column_products(&mut squares, &up, &inner)?;
-    backend.scale(&mut squares, 2.0 * lora.scale)?;
+    backend.scale(&mut squares, 2.0 * scale)?;
     backend.add_assign(&mut squares, &dora.base_squares)?;
     let mut inverse = backend.empty(&[outputs], DType::F32)?;
     backend.rsqrt(&mut inverse, &squares)?;
     Ok(inverse)
 }
 
-/// The layer's output from `z`, and what the backward needs.
-pub(crate) fn forward(
+/// A linear layer's output from `z`, and what the backward needs.
+pub(crate) fn forward_linear(
     backend: &Backend,
     params: &ParamStore,
     layer: &Linear,
     (lora, dora): (&Lora, &Dora),
     z: Tensor,
 ) -> Result<(Tensor, DoraSaved)> {
-    let inverse_norms = inverse_norms(backend, params, layer, lora, dora)?;
+    let (a, b) = (params.master(lora.a)?, params.master(lora.b)?);
+    let weight = layer.weight.weight(params)?;
+    let changed = Changed {
+        weight: weight.forward(layer.conv1d),
+        a: Matrix::plain(&a),
+        a_transposed: Matrix::transposed(&a),
+        b: &b,
+        scale: lora.scale,
+    };
+    let bias = layer.bias.as_ref().map(|b| backend.to_dtype(&b.tensor(params)?, DType::F32)).transpose()?;
+    forward(backend, params, &changed, dora, bias.as_ref(), z)
+}
+
+/// `z` with its columns scaled, and the bias (f32 `[out_features]`); and what the backward needs.
+pub(crate) fn forward(
+    backend: &Backend,
+    params: &ParamStore,
+    changed: &Changed<'_>,
+    dora: &Dora,
+    bias: Option<&Tensor>,
+    z: Tensor,
+) -> Result<(Tensor, DoraSaved)> {
+    let inverse_norms = inverse_norms(backend, changed, dora)?;
     let mut factors = backend.empty(inverse_norms.shape(), DType::F32)?;
     backend.scale_columns(&mut factors, &inverse_norms, &vector(params, dora.magnitude)?, None)?;
-    let bias = layer.bias.as_ref().map(|b| backend.to_dtype(&b.tensor(params)?, DType::F32)).transpose()?;
     let mut y = backend.empty(z.shape(), z.dtype())?;
-    backend.scale_columns(&mut y, &z, &factors, bias.as_ref())?;
+    backend.scale_columns(&mut y, &z, &factors, bias)?;
     Ok((y, DoraSaved { z, factors, inverse_norms }))
 }
 

@@ -200,7 +200,7 @@ impl Tape<'_> {
         match layer.lora().and_then(|lora| Some((lora, lora.dora.as_deref()?))) {
             None => Ok(self.record_linear(x, layer, y, low_rank, None)),
             Some(parts) => {
-                let (y, saved) = dora::forward(&self.backend, self.params, layer, parts, y)?;
+                let (y, saved) = dora::forward_linear(&self.backend, self.params, layer, parts, y)?;
                 Ok(self.record_linear(x, layer, y, low_rank, Some(Box::new(saved))))
             }
         }

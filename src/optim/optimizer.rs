@@ -134,6 +134,8 @@ pub struct OptimizerArguments {
     pub weight_decay: f64,
     /// The learning rate of B over that of A (LoRA+); Hayou et al. (arXiv 2402.12354).
     pub loraplus_lr_ratio: f64,
+    /// The peak learning rate of adapters on embeddings under LoRA+.
+    pub loraplus_lr_embedding: f64,
     /// Bytes of state that may stay in memory, of a paged optimizer; the rest is in a file. `None`: all.
     pub optimizer_memory: Option<usize>,
 }
@@ -147,6 +149,7 @@ impl Default for OptimizerArguments {
             adam_epsilon: 1e-8,
             weight_decay: 0.0,
             loraplus_lr_ratio: 1.0,
+            loraplus_lr_embedding: 1e-6,
             optimizer_memory: None,
         }
     }
@@ -165,6 +168,7 @@ pub struct Optimizer {
     arguments: OptimizerArguments,
     pages: Vec<Page>,
     step: u64,
+    peak_learning_rate: Option<f64>,
 }
 
 impl Optimizer {
@@ -191,7 +195,14 @@ impl Optimizer {
         }
         let specs = arguments.optim.0.rule.state();
         let pages = pages(backend, specs, params.values().elements(), arguments.optimizer_memory, folder)?;
-        Ok(Optimizer { arguments, pages, step: 0 })
+        Ok(Optimizer { arguments, pages, step: 0, peak_learning_rate: None })
+    }
+
+    /// The rate of which the steps' are shares, as those of parameters with a peak of their own are then; without, each
+    /// step's own is taken for it.
+    pub fn with_peak(mut self, learning_rate: f64) -> Self {
+        self.peak_learning_rate = Some(learning_rate).filter(|peak| *peak > 0.0);
+        self
     }
 
     /// Steps done.
@@ -229,22 +240,23 @@ impl Optimizer {
             bias_correction1: 1.0 - power(arguments.adam_beta1, self.step),
             bias_correction2_sqrt: (1.0 - power(arguments.adam_beta2, self.step)).sqrt(),
         };
+        let share = self.peak_learning_rate.map_or(1.0, |peak| learning_rate / peak);
         let (rule, runs) = (arguments.optim.0.rule, runs(params, arguments.loraplus_lr_ratio != 1.0));
         for (i, page) in self.pages.iter().enumerate() {
             if let Some(next) = self.pages.get(i + 1) {
                 next.fetch();
             }
-            for Run { range: run, decay, fast } in &runs {
+            for Run { range: run, decay, pace } in &runs {
                 let range = run.start.max(page.range.start)..run.end.min(page.range.end);
                 if range.is_empty() {
                     continue;
                 }
                 let step = OptimizerStep {
                     weight_decay: if *decay { arguments.weight_decay } else { 0.0 },
-                    learning_rate: if *fast {
-                        learning_rate * arguments.loraplus_lr_ratio
-                    } else {
-                        learning_rate
+                    learning_rate: match pace {
+                        Pace::Base => learning_rate,
+                        Pace::Fast => learning_rate * arguments.loraplus_lr_ratio,
+                        Pace::Embedding => arguments.loraplus_lr_embedding * share,
                     },
                     ..step
                 };
@@ -359,19 +371,32 @@ impl Optimizer {
 struct Run {
     range: Range<usize>,
     decay: bool,
-    /// By LoRA+, faster than the others.
-    fast: bool,
+    pace: Pace,
 }
 
-/// The parameters as few runs as possible. As in PEFT, LoRA+ takes the matrices B and all vectors for fast ones.
+/// How fast LoRA+ lets a parameter learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    Base,
+    Fast,
+    Embedding,
+}
+
+/// The parameters as few runs as possible. As in PEFT, LoRA+ takes the matrices B and all vectors for fast ones, and those
+/// on embeddings apart.
 fn runs(params: &ParamStore, loraplus: bool) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for info in params.infos() {
         let end = info.range.end.next_multiple_of(SLICE_ALIGNMENT);
-        let fast = loraplus && (info.name.contains("lora_B") || info.shape.len() == 1);
+        let fast = info.name.contains("lora_B") || info.shape.len() == 1;
+        let pace = match loraplus {
+            true if info.name.contains(".lora_embedding_") => Pace::Embedding,
+            true if fast => Pace::Fast,
+            _ => Pace::Base,
+        };
         match runs.last_mut() {
-            Some(run) if run.decay == info.decay && run.fast == fast => run.range.end = end,
-            _ => runs.push(Run { range: info.range.start..end, decay: info.decay, fast }),
+            Some(run) if run.decay == info.decay && run.pace == pace => run.range.end = end,
+            _ => runs.push(Run { range: info.range.start..end, decay: info.decay, pace }),
         }
     }
     runs

@@ -81,6 +81,7 @@ impl TrainingArguments {
             "adam_epsilon": self.optimizer.adam_epsilon,
             "weight_decay": self.optimizer.weight_decay,
             "loraplus_lr_ratio": self.optimizer.loraplus_lr_ratio,
+            "loraplus_lr_embedding": self.optimizer.loraplus_lr_embedding,
             "max_grad_norm": self.max_grad_norm,
             "total_steps": total_steps,
             "seed": self.seed,

@@ -77,7 +77,8 @@ impl Job {
             arguments.warmup_steps,
             total_steps,
         );
-        let optimizer = Optimizer::new(&model.backend, &model.params, arguments.optimizer.clone(), output)?;
+        let optimizer = Optimizer::new(&model.backend, &model.params, arguments.optimizer.clone(), output)?
+            .with_peak(arguments.learning_rate);
         let state = TrainerState {
             global_step: 0,
             tokens: 0,

@@ -23,13 +23,18 @@ pub enum Trained {
 /// An adapter on the output head, with dropout.
 pub const HEAD_SETTINGS: &str = r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "target_modules": ".*(q_proj|c_attn|qkv_proj|lm_head)"}"#;
 
+/// Adapters on the embeddings and the output head.
+pub const EMBEDDING_SETTINGS: &str = r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "target_modules": ".*(embed_tokens|wte|wpe|q_proj|c_attn|qkv_proj|lm_head)"}"#;
+
 /// Settings of every method, as on the command line.
-pub const METHOD_SETTINGS: [&str; 21] = [
+pub const METHOD_SETTINGS: [&str; 23] = [
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1}"#,
     r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_dora": true, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa", "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "olora", "lora_dropout": 0.1}"#,
     HEAD_SETTINGS,
+    EMBEDDING_SETTINGS,
+    r#"{"peft_type": "LORA", "r": 4, "use_dora": true, "target_modules": ".*(embed_tokens|wte|wpe|v_proj|c_proj)"}"#,
     r#"{"peft_type": "ADALORA", "init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 2, "lora_dropout": 0.1}"#,
     r#"{"peft_type": "OFT", "oft_block_size": 8, "module_dropout": 0.3, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "OFT", "r": 4, "use_cayley_neumann": false, "coft": true, "eps": 0.5}"#,

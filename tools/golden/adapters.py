@@ -32,6 +32,24 @@ ALPHAS = {True: {"c_fc": 3}, False: {"v_proj": 3, "layers.0.self_attn.q_proj": 5
 
 # Families with adapters on the head, tied and not; Gemma 2 caps its logits.
 HEADS = ("gpt2", "llama", "qwen2", "gemma2")
+# Families with adapters on the embeddings, tied to the head and not; Gemma's are scaled.
+EMBEDDINGS = ("gpt2", "llama", "mistral", "qwen2", "glm", "gemma2")
+
+
+def embeddings(name: str) -> dict[str, dict]:
+    """LoraConfig's arguments for adapters on embeddings, by the adapter's name."""
+    if name not in EMBEDDINGS:
+        return {}
+    tables = ["wte", "wpe"] if name == "gpt2" else ["embed_tokens"]
+    layers = ["c_attn"] if name == "gpt2" else ["q_proj"]
+    found = {"embedding": {**PLAIN, "target_modules": tables + layers, "rank_pattern": {tables[0]: 3}, "alpha_pattern": {tables[-1]: 6}}}
+    if name in ("gpt2", "llama", "gemma2"):
+        found["embedding_dora"] = {**PLAIN, "use_dora": True, "target_modules": tables + layers}
+    if name in ("llama", "qwen2"):
+        # Dropout is the head's alone.
+        both = {**PLAIN, "use_rslora": True, "lora_dropout": 0.1, "target_modules": [*tables, "lm_head"]}
+        found["embedding_and_head"] = both
+    return found
 
 
 def variants(name: str) -> dict[str, dict]:
@@ -39,8 +57,8 @@ def variants(name: str) -> dict[str, dict]:
     gpt2 = name == "gpt2"
     if name.startswith("glm") or name == "phi3":
         plain = {**PLAIN, "target_modules": ["qkv_proj"] if name == "phi3" else ["q_proj", "v_proj"]}
-        return {"plain": plain, "all_linear": {**PLAIN, "target_modules": "all-linear"}}
-    short = {"plain": PLAIN, "all_linear": {**PLAIN, "target_modules": "all-linear"}}
+        return {"plain": plain, "all_linear": {**PLAIN, "target_modules": "all-linear"}} | embeddings(name)
+    short = embeddings(name) | {"plain": PLAIN, "all_linear": {**PLAIN, "target_modules": "all-linear"}}
     biases = {
         "bias_all": {**PLAIN, "bias": "all"},
         "bias_lora_only": {**PLAIN, "bias": "lora_only"},

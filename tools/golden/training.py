@@ -96,9 +96,11 @@ class RankRecorder(TrainerCallback):
 
 TASK = dict(task_type="CAUSAL_LM")
 LORA = dict(r=4, lora_alpha=5, target_modules="all-linear", **TASK)
+EMBEDDING = LoraConfig(r=4, lora_alpha=5, target_modules=["embed_tokens", "q_proj", "lm_head"], **TASK)
 METHODS = {
     "lora": LoraConfig(**LORA),
     "dora": LoraConfig(**LORA, use_dora=True),
+    "embedding": EMBEDDING,
     "prefix": PrefixTuningConfig(num_virtual_tokens=3, **TASK),
     "prompt": PromptTuningConfig(num_virtual_tokens=3, **TASK),
 }
@@ -116,6 +118,7 @@ def make(folder: Path, base: Path) -> None:
     for name, config in METHODS.items():
         run(folder / name, base, config, rows)
     run(folder / "loraplus", base, LoraConfig(**LORA), rows, ratio=8.0)
+    run(folder / "loraplus_embedding", base, EMBEDDING, rows, ratio=8.0)
     run(folder / "adalora", base, ADALORA, rows)
 
 

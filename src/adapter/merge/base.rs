@@ -6,7 +6,6 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::gguf::{Gguf, is_gguf};
-use crate::model::load::transposed;
 use crate::model::stored::{full_name, head_name, modules_of};
 use crate::model::{Checkpoint, ModelConfig, ModuleInfo, ModuleKind, bnb};
 use crate::quant::{QuantConfig, Quantized};
@@ -114,7 +113,7 @@ impl Base for Requantized<'_> {
     fn tensor(&self, name: &str) -> Result<Tensor> {
         let weight = self.base.tensor(name)?;
         let Some(conv1d) = self.targets.get(name) else { return Ok(weight) };
-        let upright = if *conv1d { transposed(self.backend, &weight)? } else { weight.clone() };
+        let upright = if *conv1d { self.backend.transposed(&weight)? } else { weight.clone() };
         let matrix = self.backend.quantize(&upright, &self.quant);
         weight.release_pages();
         dequantized(self.backend, &matrix.map_err(|e| Error::tensor(name, e.to_string()))?, *conv1d)
@@ -156,7 +155,7 @@ impl Base for GgufFile<'_> {
 pub(super) fn dequantized(backend: &Backend, matrix: &Quantized, conv1d: bool) -> Result<Tensor> {
     let mut dense = backend.empty(matrix.shape(), matrix.dtype())?;
     backend.dequantize(&mut dense, matrix)?;
-    if conv1d { transposed(backend, &dense) } else { Ok(dense) }
+    if conv1d { backend.transposed(&dense) } else { Ok(dense) }
 }
 
 /// A model's files.

@@ -53,6 +53,7 @@ pub fn config(file: &Gguf) -> Result<Value> {
         "tie_word_embeddings": file.info("output.weight").is_none(),
         "attention_bias": file.info("blk.0.attn_q.bias").is_some(),
         "eos_token_id": file.key("tokenizer.ggml.eos_token_id").cloned().unwrap_or(Value::Null),
+        "pad_token_id": file.key("tokenizer.ggml.padding_token_id").cloned().unwrap_or(Value::Null),
         "bos_token_id": file.key("tokenizer.ggml.bos_token_id").cloned().unwrap_or(Value::Null),
     });
     if arch == "llama" && file.info("blk.0.attn_q.bias").is_some() {
