@@ -123,7 +123,7 @@ pub struct Prompt<'a> {
 /// each by its number. Speeds are those of the whole batch.
 ///
 /// # Errors
-/// As [`generate`]; when there is no adapter of a name, or one is not LoRA or rsLoRA on linear layers alone.
+/// As [`generate`]; when there is no adapter of a name, or one can not be beside others ([`Model::side_by_side`]).
 pub fn generate_batch(
     set: &mut AdapterSet,
     prompts: &[Prompt<'_>],

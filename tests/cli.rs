@@ -80,7 +80,8 @@ fn train_many_and_generate_rows() {
     let (model, data) = (demo("model"), demo("data/train.jsonl"));
     let jobs = format!(
         "data = {data:?}\nmax_steps = 3\ntarget_modules = \"all-linear\"\n\n[wide]\nr = 8\nlearning_rate = 1e-3\n\n\
-         [narrow]\nr = 2\nuse_rslora = true\nmax_steps = 2\ngradient_accumulation_steps = 2\n"
+         [narrow]\nr = 2\nuse_rslora = true\nmax_steps = 2\ngradient_accumulation_steps = 2\n\n\
+         [directions]\nr = 4\nuse_dora = true\n"
     );
     fs::write(at("jobs.toml"), &jobs).unwrap();
     let common = ["--model", &model, "--threads", "2", "--per-device-train-batch-size", "2"];
@@ -88,10 +89,14 @@ fn train_many_and_generate_rows() {
     let report: Value = serde_json::from_str(&succeed(&[&many[..], &common].concat())).unwrap();
     let steps: Vec<_> =
         report["jobs"].as_array().unwrap().iter().map(|job| (&job["name"], &job["steps"])).collect();
-    assert_eq!(steps, [(&"narrow".into(), &2.into()), (&"wide".into(), &3.into())]);
+    assert_eq!(
+        steps,
+        [(&"directions".into(), &3.into()), (&"narrow".into(), &2.into()), (&"wide".into(), &3.into())]
+    );
     for (name, own) in [
         ("wide", ["--max-steps=3", "--r=8", "--learning-rate=1e-3"].as_slice()),
         ("narrow", &["--max-steps=2", "--r=2", "--use-rslora", "--gradient-accumulation-steps=2"]),
+        ("directions", &["--max-steps=3", "--r=4", "--use-dora"]),
     ] {
         let alone = ["train", "--data", &data, "--output", &at(name), "--target-modules", "all-linear"];
         succeed(&[&alone[..], &common, own].concat());
@@ -104,24 +109,26 @@ fn train_many_and_generate_rows() {
     succeed(&[&many[..], &common, &["--resume", "latest", "--save-total-limit", "1"]].concat());
 
     let rows = "{\"chat\": \"What is a fox?\", \"adapter_name\": \"wide\"}\n\n{\"prompt\": \"The\", \"adapter_name\": \
-                \"__base__\"}\n{\"prompt\": \"A fox\", \"adapter_name\": \"small\"}\n";
+                \"__base__\"}\n{\"prompt\": \"A fox\", \"adapter_name\": \"small\"}\n{\"chat\": \"What is a cow?\", \
+                \"adapter_name\": \"directions\"}\n";
     fs::write(at("rows.jsonl"), rows).unwrap();
-    let adapters = format!("{},small={}", at("many/wide"), at("many/narrow"));
+    let adapters = format!("{},small={},{}", at("many/wide"), at("many/narrow"), at("many/directions"));
     let generate = ["generate", "--model", &model, "--max-new-tokens", "5", "--threads", "2"];
     let rows = ["--adapters", &adapters, "--prompts", &at("rows.jsonl"), "--batch-size", "2"];
     let printed = succeed(&[&generate[..], &rows].concat());
     let printed: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let (wide, narrow) = (at("wide"), at("narrow"));
+    let (wide, narrow, directions) = (at("wide"), at("narrow"), at("directions"));
     let alone = [
         vec!["--chat", "What is a fox?", "--adapter", &wide, "--json"],
         vec!["--prompt", "The", "--json"],
         vec!["--prompt", "A fox", "--adapter", &narrow, "--json"],
+        vec!["--chat", "What is a cow?", "--adapter", &directions, "--json"],
     ];
     for (row, alone) in printed.iter().zip(alone) {
         let alone: Value = serde_json::from_str(&succeed(&[&generate[..], &alone].concat())).unwrap();
         assert_eq!((&row["tokens"], &row["text"]), (&alone["tokens"], &alone["text"]), "{row}");
     }
-    assert_eq!(printed.len(), 3);
+    assert_eq!(printed.len(), 4);
     assert_eq!(printed[1]["adapter_name"], "__base__");
 
     // Rows and jobs that can't be.
@@ -141,8 +148,9 @@ fn train_many_and_generate_rows() {
         ("[a]\ndtype = \"bf16\"\n", ["`a.dtype`", "the same for all jobs"]),
         ("[a]\ndata = \"DATA\"\nr = \"many\"\n", ["`a.flags`", "many"]),
         ("dat = 1\n[a]\nr = 2\n", ["`dat`", "train-many"]),
-        ("[a]\ndata = \"DATA\"\nmethod = \"ia3\"\n", ["`a`", "`ia3` can't be trained beside others"]),
-        ("[a]\ndata = \"DATA\"\nuse_dora = true\n", ["`a`", "DoRA"]),
+        ("[a]\ndata = \"DATA\"\nmethod = \"full\"\n", ["`a`", "nothing to share"]),
+        ("[a]\ndata = \"DATA\"\nmethod = \"prefix\"\n", ["`a`", "virtual tokens"]),
+        ("[a]\ndata = \"DATA\"\nmethod = \"adapter\"\n", ["`a`", "bottleneck adapters"]),
         (
             "[a]\ndata = \"DATA\"\n[b]\ndata = \"DATA\"\noutput = \"MANY/a\"\n",
             ["`b`", "each job needs its own"],
@@ -151,10 +159,12 @@ fn train_many_and_generate_rows() {
         fs::write(at("jobs.toml"), jobs.replace("DATA", &data).replace("MANY", &at("many"))).unwrap();
         expect(&fail(&[&many[..], &common].concat()), &parts);
     }
-    expect(
-        &fail(&[&many[..], &common, &["--memory-limit", "1GB"]].concat()),
-        &["--memory-limit", "estimate"],
-    );
+    fs::write(at("jobs.toml"), format!("data = {data:?}\nmax_steps = 1\n[a]\nr = 2\n[b]\nuse_dora = true\n"))
+        .unwrap();
+    let limited = ["train-many", "--jobs", &at("jobs.toml"), "--output", &at("limited"), "--memory-limit"];
+    succeed(&[&limited[..], &["1GB"], &common].concat());
+    expect(&fail(&[&limited[..], &["1MB"], &common].concat()), &["memory_limit", "too little"]);
+    expect(&fail(&[&many[..], &common, &["--preview", "1"]].concat()), &["--preview", "finetune train"]);
     expect(&fail(&[&many[..], &common, &["--resume", "x"]].concat()), &["--resume", "latest"]);
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::golden::path;
-use common::training::{bits, method};
+use common::training::{bits, method, move_all};
 use lowrank::DType;
 use lowrank::adapter::AdapterSet;
 use lowrank::backend::cpu::Cpu;
@@ -13,11 +13,14 @@ use lowrank::quant::{Format, QuantConfig};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use std::path::Path;
 
-/// LoRA adapters with both matrices random, by name.
-const ADAPTERS: [(&str, &str); 3] = [
+/// Adapters whose parameters are moved from where they start, by name.
+const ADAPTERS: [(&str, &str); 6] = [
     ("wide", r#"{"peft_type": "LORA", "r": 16, "init_lora_weights": false, "target_modules": "all-linear"}"#),
     ("narrow", r#"{"peft_type": "LORA", "r": 3, "use_rslora": true, "init_lora_weights": false}"#),
     ("one", r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 4, "init_lora_weights": false}"#),
+    ("directions", r#"{"peft_type": "LORA", "r": 4, "use_dora": true, "target_modules": "all-linear"}"#),
+    ("principal", r#"{"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"}"#),
+    ("head", r#"{"peft_type": "LORA", "r": 2, "lora_bias": true, "modules_to_save": ["lm_head"]}"#),
 ];
 
 /// A set with the adapters, which lie in `folder`.
@@ -26,6 +29,7 @@ fn set(family: &str, options: LoadOptions, folder: &Path) -> AdapterSet {
     for (seed, (name, settings)) in ADAPTERS.iter().enumerate() {
         let (mut model, mut method) = (load(), method(settings));
         method.attach(&mut model, seed as u64).unwrap();
+        move_all(&mut model);
         method.save(&model, &folder.join(name)).unwrap();
     }
     let mut set = AdapterSet::new(load());
@@ -36,9 +40,11 @@ fn set(family: &str, options: LoadOptions, folder: &Path) -> AdapterSet {
 /// Prompts of different lengths for all adapters and the base, mixed.
 fn prompts() -> Vec<(Option<&'static str>, Vec<u32>)> {
     let mut rng = Philox::new(PhiloxKey::new(8, Stream::Dummy, 1));
-    let adapters = [Some("wide"), None, Some("one"), Some("wide"), Some("narrow"), None, Some("wide")];
-    let lengths = [5, 1, 9, 2, 7, 3, 1];
-    adapters.into_iter().zip(lengths).map(|(a, n)| (a, (0..n).map(|_| rng.below(97)).collect())).collect()
+    let adapters = [Some("wide"), None, Some("one"), Some("wide"), Some("narrow"), None, Some("wide")]
+        .into_iter()
+        .chain([Some("directions"), Some("principal"), Some("head")]);
+    let lengths = [5, 1, 9, 2, 7, 3, 1, 4, 6, 2];
+    adapters.zip(lengths).map(|(a, n)| (a, (0..n).map(|_| rng.below(97)).collect())).collect()
 }
 
 fn rows_are_those_of_each_alone(family: &str, options: LoadOptions) {
@@ -88,12 +94,14 @@ fn scores_are_those_of_each_alone() {
     let folder = tempfile::tempdir().unwrap();
     let mut set = set("llama", DType::BF16.into(), folder.path());
     let prompts = prompts();
-    let steps: [&[usize]; 4] = [&[1, 5, 2, 0, 3, 6, 4], &[1, 2, 0, 3], &[5, 0, 4], &[1, 5, 2, 0, 3, 6, 4]];
+    // The base's rows first, then by adapter.
+    let all = [1, 5, 2, 0, 3, 6, 4, 7, 9];
+    let steps: [&[usize]; 4] = [&all, &[1, 2, 0, 3, 9], &[5, 0, 4, 7], &all];
     let input = |step: usize, i: usize| match step {
         0 => prompts[i].1.clone(),
         _ => vec![((step * 31 + i) % 97) as u32],
     };
-    let names = ["one", "wide", "narrow"];
+    let names = ["one", "wide", "narrow", "directions", "head"];
     let together = set
         .side_by_side(&names, |model, adapters| {
             let mut cache = model.kv_caches(prompts.len(), 16)?;
@@ -133,7 +141,6 @@ fn scores_are_those_of_each_alone() {
 fn what_does_not_fit_together_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut set = set("llama", DType::F32.into(), folder.path());
-    set.load("dora", &path("llama/dora")).unwrap();
     set.load("prefix", &path("llama/prefix_projection")).unwrap();
     set.set_active(Some("one")).unwrap();
     let mut try_with = |adapter, tokens: &[u32]| {
@@ -141,8 +148,7 @@ fn what_does_not_fit_together_is_refused() {
         generate_batch(&mut set, &[Prompt { adapter, tokens, config }], |_, _| true).unwrap_err().to_string()
     };
     for (adapter, tokens, part) in [
-        (Some("dora"), [1].as_slice(), "DoRA"),
-        (Some("prefix"), &[1], "virtual tokens"),
+        (Some("prefix"), [1].as_slice(), "virtual tokens"),
         (Some("nobody"), &[1], "no adapter of this name"),
         (Some("one"), &[], "at least one token"),
     ] {

@@ -1,10 +1,11 @@
-//! Several LoRA adapters train at once over one base: each has the bits that it would have had alone, down to the bytes of
+//! Several adapters train at once over one base: each has the bits that it would have had alone, down to the bytes of
 //! its files.
 
 mod common;
 
 use common::golden::path;
-use common::training::{Step, bits, method, sequences};
+use common::training::{EMBEDDING_SETTINGS, Step, bits, method, move_all, sequences};
+use lowrank::adapter::{Full, Method};
 use lowrank::autograd::{Dropout, Slot};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
@@ -19,12 +20,43 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Different ranks, scales, dropouts and targets; both matrices random, so that no gradient is zero.
-const SETTINGS: [&str; 4] = [
+type Settings = [&'static str; 4];
+
+/// Different ranks, scales, dropouts and targets.
+const SETTINGS: Settings = [
     r#"{"peft_type": "LORA", "r": 5, "lora_alpha": 10, "lora_dropout": 0.2, "init_lora_weights": false, "target_modules": "all-linear"}"#,
     r#"{"peft_type": "LORA", "r": 16, "init_lora_weights": false}"#,
     r#"{"peft_type": "LORA", "r": 3, "use_rslora": true, "lora_dropout": 0.1, "init_lora_weights": false, "layers_to_transform": [1]}"#,
     r#"{"peft_type": "LORA", "r": 1, "init_lora_weights": false, "target_modules": "all-linear", "exclude_modules": ["o_proj", "c_proj"]}"#,
+];
+
+/// Adapters that change more than a product: magnitudes, biases, modules of their own, the base's own weights.
+const APART: [Settings; 4] = [
+    [
+        r#"{"peft_type": "LORA", "r": 4, "use_dora": true, "lora_dropout": 0.1, "target_modules": "all-linear"}"#,
+        r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": false}"#,
+        r#"{"peft_type": "LORA", "r": 3, "init_lora_weights": "pissa", "lora_dropout": 0.1, "target_modules": "all-linear"}"#,
+        r#"{"peft_type": "LORA", "r": 2, "lora_bias": true, "bias": "all", "init_lora_weights": false,
+            "modules_to_save": ["embed_tokens", "lm_head"]}"#,
+    ],
+    [
+        r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "olora", "target_modules": "all-linear"}"#,
+        r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.2, "init_lora_weights": false, "modules_to_save": ["lm_head", "norm"]}"#,
+        r#"{"peft_type": "IA3"}"#,
+        r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "init_lora_weights": false, "target_modules": ".*(q_proj|c_attn|qkv_proj|lm_head)"}"#,
+    ],
+    [
+        r#"{"peft_type": "OFT", "oft_block_size": 4, "module_dropout": 0.3, "target_modules": "all-linear"}"#,
+        r#"{"peft_type": "VERA", "r": 6, "vera_dropout": 0.1}"#,
+        r#"{"peft_type": "LN_TUNING"}"#,
+        r#"{"peft_type": "ADALORA", "init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1, "lora_dropout": 0.1}"#,
+    ],
+    [
+        EMBEDDING_SETTINGS,
+        r#"{"peft_type": "LORA", "r": 4, "use_dora": true, "target_modules": ".*(embed_tokens|wte|wpe|v_proj|c_proj)"}"#,
+        SETTINGS[0],
+        SETTINGS[2],
+    ],
 ];
 
 fn load(family: &str, backend: &Backend, options: LoadOptions) -> Model {
@@ -34,7 +66,12 @@ fn load(family: &str, backend: &Backend, options: LoadOptions) -> Model {
 /// Puts an adapter on the model and takes it off again.
 fn installed(model: &mut Model, settings: &str, seed: u64) -> Installed {
     let base = model.installed().unwrap();
-    method(settings).attach(model, seed).unwrap();
+    let settings = match model.config.model_type.as_str() {
+        "gpt2" => settings.replace("embed_tokens", "wte").replace(r#""norm""#, r#""ln_f""#),
+        _ => settings.to_string(),
+    };
+    method(&settings).attach(model, seed).unwrap();
+    move_all(model);
     model.exchange(base)
 }
 
@@ -48,12 +85,18 @@ fn micro_batches() -> Vec<Vec<Batch>> {
 }
 
 /// A step of all adapters over joint micro-batches, with what each alone gives.
-fn steps_are_those_of_each_alone(family: &str, options: LoadOptions, checkpointing: usize) {
+fn steps_are_those_of_each_alone(
+    family: &str,
+    settings: &Settings,
+    options: impl Into<LoadOptions>,
+    checkpointing: usize,
+) {
+    let options = options.into();
     let backend = Cpu::new(Some(2)).unwrap();
     let mut model = load(family, &backend, options);
     model.gradient_checkpointing = checkpointing;
     let mut adapters: Vec<Installed> =
-        SETTINGS.iter().enumerate().map(|(i, s)| installed(&mut model, s, i as u64)).collect();
+        settings.iter().enumerate().map(|(i, s)| installed(&mut model, s, i as u64)).collect();
     let batches = micro_batches();
     let mut alone = Vec::new();
     for (adapter, batches) in adapters.iter_mut().zip(&batches) {
@@ -66,8 +109,8 @@ fn steps_are_those_of_each_alone(family: &str, options: LoadOptions, checkpointi
     let together = model.side_by_side(&named).unwrap();
     let base = model.exchange(together);
     let counted: Vec<usize> = batches.iter().map(|b| b.iter().map(Batch::counted).sum()).collect();
-    let mut losses = vec![Vec::new(); SETTINGS.len()];
-    let mut first_rows = [0; SETTINGS.len()];
+    let mut losses = vec![Vec::new(); settings.len()];
+    let mut first_rows = [0; 4];
     for pass in 0..3 {
         let (mut batch, mut slots) = (Batch::new(), Vec::new());
         for (i, adapter) in adapters.iter().enumerate() {
@@ -109,12 +152,32 @@ fn steps_are_those_of_each_alone(family: &str, options: LoadOptions, checkpointi
 fn losses_and_gradients_are_those_of_each_alone() {
     for family in ["llama", "gpt2", "qwen2", "glm4"] {
         for dtype in [DType::F32, DType::BF16] {
-            steps_are_those_of_each_alone(family, dtype.into(), 0);
+            steps_are_those_of_each_alone(family, &SETTINGS, dtype, 0);
         }
     }
-    steps_are_those_of_each_alone("llama", DType::BF16.into(), 1);
-    let quant = Some(QuantConfig::new(Format::by_name("nf4").unwrap()));
-    steps_are_those_of_each_alone("llama", LoadOptions { dtype: DType::BF16, quant }, 2);
+    steps_are_those_of_each_alone("llama", &SETTINGS, DType::BF16, 1);
+    steps_are_those_of_each_alone("llama", &SETTINGS, nf4(), 2);
+}
+
+fn nf4() -> LoadOptions {
+    LoadOptions { dtype: DType::BF16, quant: Some(QuantConfig::new(Format::by_name("nf4").unwrap())) }
+}
+
+#[test]
+fn so_they_are_where_adapters_change_more_than_products() {
+    for settings in &APART {
+        for family in ["llama", "gpt2", "qwen3"] {
+            for dtype in [DType::F32, DType::BF16] {
+                steps_are_those_of_each_alone(family, settings, dtype, 0);
+            }
+        }
+        steps_are_those_of_each_alone("glm4", settings, DType::BF16, 1);
+    }
+    let biases = [r#"{"peft_type": "BITFIT"}"#, SETTINGS[0], APART[0][0], APART[0][3]];
+    steps_are_those_of_each_alone("gpt2", &biases, DType::BF16, 0);
+    // DoRA and the starts that change the base, over quantized weights.
+    let quantized = [SETTINGS[0], APART[0][0], APART[0][2], APART[1][0]];
+    steps_are_those_of_each_alone("llama", &quantized, nf4(), 2);
 }
 
 /// Random sequences, whose number and lengths follow from the seed.
@@ -164,9 +227,9 @@ fn evaluation(number: usize) -> Vec<Example> {
     if number == 1 { examples(5) } else { Vec::new() }
 }
 
-fn alone(number: usize, output: &Path, dtype: DType) {
+fn alone(settings: &Settings, number: usize, output: &Path, dtype: DType) {
     let mut model = load("llama", &Cpu::new(None).unwrap(), dtype.into());
-    let mut method = method(SETTINGS[number]);
+    let mut method = method(settings[number]);
     method.attach(&mut model, number as u64).unwrap();
     let (arguments, loader) = job(number);
     let output = output.join(JOBS[number]);
@@ -179,6 +242,7 @@ fn alone(number: usize, output: &Path, dtype: DType) {
 /// Adds job `number`, its settings changed by `change`.
 fn add(
     trainer: &mut ManyTrainer<'_>,
+    settings: &Settings,
     number: usize,
     output: &Path,
     change: impl FnOnce(&mut TrainingArguments),
@@ -186,7 +250,7 @@ fn add(
     let (mut arguments, loader) = job(number);
     change(&mut arguments);
     let attach = |model: &mut Model| {
-        let mut method = method(SETTINGS[number]);
+        let mut method = method(settings[number]);
         method.attach(model, number as u64)?;
         Ok(method)
     };
@@ -196,6 +260,7 @@ fn add(
 
 /// All jobs at once; stops once job `stop_after.0` has done so many steps.
 fn together(
+    settings: &Settings,
     jobs: &[usize],
     output: &Path,
     dtype: DType,
@@ -205,7 +270,7 @@ fn together(
     let mut model = load("llama", &Cpu::new(None).unwrap(), dtype.into());
     let mut trainer = ManyTrainer::new(&mut model);
     for number in jobs {
-        add(&mut trainer, *number, output, |_| {});
+        add(&mut trainer, settings, *number, output, |_| {});
         if let Some(checkpoint) = latest_checkpoint(&output.join(JOBS[*number])).filter(|_| resume) {
             trainer.resume(JOBS[*number], &checkpoint)?;
         }
@@ -250,34 +315,41 @@ fn assert_same_files(number: usize, one: &Path, other: &Path) {
 
 #[test]
 fn runs_leave_the_bytes_of_separate_runs() {
-    for dtype in [DType::F32, DType::BF16] {
-        let (separate, joint) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        (0..JOBS.len()).for_each(|number| alone(number, separate.path(), dtype));
-        together(&[0, 1, 2, 3], joint.path(), dtype, None, false).unwrap();
-        (0..JOBS.len()).for_each(|number| assert_same_files(number, separate.path(), joint.path()));
+    for settings in [SETTINGS].iter().chain(&APART) {
+        for dtype in [DType::F32, DType::BF16] {
+            let (separate, joint) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            (0..JOBS.len()).for_each(|number| alone(settings, number, separate.path(), dtype));
+            together(settings, &[0, 1, 2, 3], joint.path(), dtype, None, false).unwrap();
+            (0..JOBS.len()).for_each(|number| assert_same_files(number, separate.path(), joint.path()));
+        }
     }
 }
 
 /// Stopped in the middle of one job's accumulation, gone on with in another company and order.
 #[test]
 fn a_resumed_run_leaves_the_same_bytes() {
-    let (straight, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    together(&[0, 1, 2, 3], straight.path(), DType::F32, None, false).unwrap();
-    let stopped = together(&[0, 1, 3], parts.path(), DType::F32, Some((1, 4)), false).unwrap_err();
-    assert!(matches!(stopped, Error::Interrupted(_)), "{stopped}");
-    assert!(latest_checkpoint(&parts.path().join("b")).unwrap().ends_with("checkpoint-4"));
-    together(&[3, 2, 0, 1], parts.path(), DType::F32, None, true).unwrap();
-    (0..JOBS.len()).for_each(|number| assert_same_files(number, straight.path(), parts.path()));
+    for settings in &[SETTINGS, APART[0]] {
+        let (straight, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let run = |jobs: &[usize], output: &Path, stop, resume| {
+            together(settings, jobs, output, DType::F32, stop, resume)
+        };
+        run(&[0, 1, 2, 3], straight.path(), None, false).unwrap();
+        let stopped = run(&[0, 1, 3], parts.path(), Some((1, 4)), false).unwrap_err();
+        assert!(matches!(stopped, Error::Interrupted(_)), "{stopped}");
+        assert!(latest_checkpoint(&parts.path().join("b")).unwrap().ends_with("checkpoint-4"));
+        run(&[3, 2, 0, 1], parts.path(), None, true).unwrap();
+        (0..JOBS.len()).for_each(|number| assert_same_files(number, straight.path(), parts.path()));
+    }
 }
 
 #[test]
 fn a_job_that_fails_does_not_touch_the_others() {
     let (separate, joint) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    alone(1, separate.path(), DType::BF16);
+    alone(&SETTINGS, 1, separate.path(), DType::BF16);
     let mut model = load("llama", &Cpu::new(None).unwrap(), DType::BF16.into());
     let mut trainer = ManyTrainer::new(&mut model);
-    add(&mut trainer, 0, joint.path(), |arguments| arguments.learning_rate = 1e37);
-    add(&mut trainer, 1, joint.path(), |_| {});
+    add(&mut trainer, &SETTINGS, 0, joint.path(), |arguments| arguments.learning_rate = 1e37);
+    add(&mut trainer, &SETTINGS, 1, joint.path(), |_| {});
     let reports = trainer.run(&AtomicBool::new(false), &mut |_, _| {}).unwrap();
     let error = reports[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("is not finite"), "{error}");
@@ -295,23 +367,21 @@ fn what_can_not_be_side_by_side_is_refused() {
     let mut try_to_add = |name: &str, folder: &str, settings: &str| {
         let (arguments, loader) = job(0);
         let attach = |model: &mut Model| {
-            let mut method = method(settings);
+            let mut method: Box<dyn Method> = match settings {
+                "full" => Box::new(Full),
+                settings => method(settings),
+            };
             method.attach(model, 1)?;
             Ok(method)
         };
         trainer.add(name, arguments, loader, Vec::new(), &output.path().join(folder), attach)
     };
     for (settings, part) in [
-        (r#"{"peft_type": "IA3"}"#, "`ia3`"),
-        (r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}"#, "`prefix`"),
-        (r#"{"peft_type": "LORA", "r": 4, "use_dora": true}"#, "DoRA"),
-        (r#"{"peft_type": "LORA", "r": 4, "lora_bias": true}"#, "lora_bias"),
-        (
-            r#"{"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"}"#,
-            "changes the base's model.layers.0",
-        ),
-        (r#"{"peft_type": "LORA", "r": 4, "modules_to_save": ["lm_head"]}"#, "lm_head"),
-        (r#"{"peft_type": "LORA", "r": 4, "modules_to_save": ["norm"]}"#, "changes the base's"),
+        (r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}"#, "virtual tokens"),
+        (r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}"#, "virtual tokens"),
+        (r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 6}"#, "virtual tokens"),
+        (r#"{"peft_type": "BOTTLENECK", "reduction_factor": 4}"#, "bottleneck adapters"),
+        ("full", "nothing to share"),
     ] {
         let error = try_to_add("x", "x", settings).unwrap_err().to_string();
         assert!(error.contains("x") && error.contains(part), "{settings}: {error}");
@@ -365,7 +435,7 @@ fn the_base_is_there_once() {
         let base = backend.arena().live_bytes();
         let output = tempfile::tempdir().unwrap();
         let mut trainer = ManyTrainer::new(&mut model);
-        jobs.iter().for_each(|number| add(&mut trainer, *number, output.path(), |_| {}));
+        jobs.iter().for_each(|number| add(&mut trainer, &SETTINGS, *number, output.path(), |_| {}));
         trainer.run(&AtomicBool::new(false), &mut |_, _| {}).unwrap();
         (base, backend.arena().peak_bytes())
     };

@@ -8,13 +8,15 @@ use common::training::{METHOD_SETTINGS, method};
 use lowrank::adapter::{Full, Method};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
+use lowrank::data::{Example, Loader, LoaderConfig};
 use lowrank::model::{Batch, LoadOptions, Model, ModelConfig};
 use lowrank::optim::{Optimizer, OptimizerArguments};
 use lowrank::quant::{Format, QuantConfig};
-use lowrank::train::{PlanArguments, Planner};
+use lowrank::train::{Interval, ManyPlanner, ManyTrainer, PlanArguments, Planner, TrainingArguments};
 use lowrank::{DType, Result};
 use serde_json::json;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 const LENGTH: usize = 96;
 
@@ -162,6 +164,100 @@ fn every_method_is_planned() {
             let ratio = (plan.total() - plan.process) as f64 / measured as f64;
             assert!((0.95..1.05).contains(&ratio), "{settings} {dtype}: {ratio} of {measured}, {plan:?}");
         }
+    }
+}
+
+/// Four adapters at once: plain, with magnitudes, with a base of its own, with a head of its own.
+const MANY: [&str; 4] = [
+    LORA,
+    r#"{"peft_type": "LORA", "r": 8, "use_dora": true}"#,
+    r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"}"#,
+    r#"{"peft_type": "LORA", "r": 8, "lora_bias": true, "modules_to_save": ["lm_head"]}"#,
+];
+
+/// What two steps of several adapters take.
+fn measure_many(folder: &Path, options: LoadOptions, jobs: &[PlanArguments]) -> usize {
+    let backend = Cpu::new(None).unwrap();
+    let mut model = Model::load(folder, &backend, options).unwrap();
+    model.gradient_checkpointing = jobs[0].gradient_checkpointing;
+    let params = model.parameters_mut();
+    let mapped = params.iter().filter_map(|(_, parameter)| match parameter {
+        lowrank::model::Parameter::Frozen(lowrank::model::Weight::Dense(tensor)) if tensor.is_mapped() => {
+            Some(tensor.bytes())
+        }
+        _ => None,
+    });
+    let mapped: usize = mapped.sum();
+    let temporary = tempfile::tempdir().unwrap();
+    let mut trainer = ManyTrainer::new(&mut model);
+    for (number, (job, settings)) in jobs.iter().zip(MANY).enumerate() {
+        let name = number.to_string();
+        let example = |i: u32| {
+            let input_ids: Vec<u32> = (0..job.length as u32).map(|k| (k * 37 + i) % 8001).collect();
+            let labels = input_ids.iter().map(|id| *id as i32).collect();
+            Example { input_ids, labels }
+        };
+        let examples: Vec<Example> = (0..2 * job.rows as u32).map(example).collect();
+        let eval_rows = job.eval_rows.unwrap_or(0);
+        let evaluation = examples.iter().cycle().take(eval_rows).cloned().collect();
+        let arguments = TrainingArguments {
+            max_steps: Some(2),
+            optimizer: job.optimizer.clone(),
+            eval_strategy: if eval_rows > 0 { Interval::Steps(1) } else { Interval::No },
+            per_device_eval_batch_size: eval_rows.max(1),
+            save_strategy: Interval::No,
+            ..TrainingArguments::default()
+        };
+        let config = LoaderConfig { per_device_train_batch_size: job.rows, ..LoaderConfig::default() };
+        let loader = Loader::new(examples, config, 1).unwrap();
+        let output = temporary.path().join(&name);
+        trainer.add(&name, arguments, loader, evaluation, &output, |model| adapt(model, settings)).unwrap();
+    }
+    for report in trainer.run(&AtomicBool::new(false), &mut |_, _| {}).unwrap() {
+        report.unwrap();
+    }
+    backend.arena().peak_bytes() + backend.scratch_bytes() + mapped
+}
+
+#[test]
+fn runs_of_several_adapters_are_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    make_model(folder.path());
+    let backend = Cpu::new(None).unwrap();
+    for (quantized, dtype) in [("none", DType::F32), ("none", DType::BF16), ("nf4", DType::BF16)] {
+        let quant = (quantized != "none").then(|| QuantConfig::new(Format::by_name(quantized).unwrap()));
+        let options = LoadOptions { dtype, quant };
+        let mut planner = ManyPlanner::new(folder.path(), &backend, options, false).unwrap();
+        for (number, settings) in MANY.iter().enumerate() {
+            planner.add(&number.to_string(), |model| adapt(model, settings)).unwrap();
+        }
+        for checkpointing in [0, 1] {
+            let wanted = [
+                arguments(4, checkpointing, "adamw_torch"),
+                arguments(1, checkpointing, "adamw_8bit"),
+                PlanArguments { eval_rows: Some(4), ..arguments(2, checkpointing, "lion") },
+                arguments(3, checkpointing, "paged_adamw_32bit"),
+            ];
+            let plan = planner.plan(&wanted).unwrap();
+            let measured = measure_many(folder.path(), options, &wanted);
+            let ratio = (plan.total() - plan.process) as f64 / measured as f64;
+            assert!((0.95..1.05).contains(&ratio), "{quantized} {dtype}: {ratio} of {measured}, {plan:?}");
+            let (same, _) = planner.fit(&wanted, plan.total()).unwrap();
+            assert_eq!(same, wanted);
+            let (smaller, less) = planner.fit(&wanted, plan.total() - 1).unwrap();
+            let rows: Vec<usize> = smaller.iter().map(|job| job.rows).collect();
+            assert!(rows == [2, 1, 2, 3] || rows == [2, 1, 2, 1], "{rows:?}");
+            assert!(less.total() < plan.total());
+        }
+        let refused = planner.fit(&MANY.map(|_| arguments(1, 1, "lion")), 1 << 20).unwrap_err().to_string();
+        assert!(refused.contains("is too little") && refused.contains("96 tokens"), "{refused}");
+        assert!(
+            planner
+                .plan(&[arguments(1, 0, "lion")])
+                .unwrap_err()
+                .to_string()
+                .contains("expected settings of 4")
+        );
     }
 }
 

@@ -101,7 +101,7 @@ pub fn matrix_elements(model: &Model) -> usize {
 pub fn matrix_bytes(model: &mut Model) -> usize {
     let bytes = |weight: &Parameter| match weight {
         Parameter::Frozen(weight) => weight.bytes(),
-        Parameter::Trainable(_) => 0,
+        Parameter::Trainable(_) | Parameter::SideBySide(_) => 0,
     };
     model.linears_mut().iter().map(|l| bytes(&l.weight)).sum()
 }

@@ -22,7 +22,7 @@ pub enum Command {
     /// Fine-tune a model; writes the adapter and metrics.jsonl to --output
     #[command(args_override_self = true)]
     Train(Box<TrainArgs>),
-    /// Train several LoRA adapters at once over one base, each with the bits that it would have alone
+    /// Train several adapters at once over one base, each with the bits that it would have alone
     #[command(args_override_self = true, mut_arg("data", |a| a.required(false)), mut_arg("output", |a| a.required(false)))]
     TrainMany(Box<TrainManyArgs>),
     /// Loss and perplexity of a model (with an adapter) on a data file

@@ -170,7 +170,7 @@ fn learn(
     let linears = model.linears_mut().into_iter().filter(|linear| linear.path != head);
     let bytes = linears.filter_map(|linear| match &linear.weight {
         Parameter::Frozen(weight) => Some(weight.bytes()),
-        Parameter::Trainable(_) => None,
+        Parameter::Trainable(_) | Parameter::SideBySide(_) => None,
     });
     Ok(Outcome {
         linear_bytes: bytes.sum(),

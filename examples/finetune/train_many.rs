@@ -3,6 +3,7 @@
 use crate::args::{Cli, Command, TrainArgs, TrainManyArgs};
 use crate::commands::{load_model, open_backend};
 use crate::config_file::{flags, read, words_without};
+use crate::estimate::{Planned, fit_many};
 use crate::progress::Progress;
 use crate::train::{
     adapter_bytes, attach_method, load_data, load_eval_data, loader, packed_length, stop_on_ctrl_c,
@@ -11,10 +12,10 @@ use crate::train::{
 use clap::Parser;
 use indicatif::MultiProgress;
 use lowrank::arena::release_free_memory;
-use lowrank::data::{Loader, Tokenizer};
+use lowrank::data::{Example, Tokenizer};
 use lowrank::model::{Model, ModelConfig};
 use lowrank::train::metrics::peak_memory_bytes;
-use lowrank::train::{Event, ManyTrainer, Report, TrainingArguments, latest_checkpoint};
+use lowrank::train::{Event, ManyTrainer, Report, latest_checkpoint};
 use lowrank::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::ffi::OsString;
@@ -51,22 +52,25 @@ struct Job {
 /// A job with what it is trained on.
 struct Prepared {
     job: Job,
-    arguments: TrainingArguments,
-    loader: Loader,
-    eval_examples: Vec<lowrank::data::Example>,
+    examples: Vec<Example>,
+    eval_examples: Vec<Example>,
+    packed: Option<usize>,
+}
+
+impl Prepared {
+    /// Tokens of the longest sequence.
+    fn longest(&self) -> usize {
+        let lengths = self.examples.iter().chain(&self.eval_examples).map(|e| e.input_ids.len());
+        self.packed.unwrap_or(lengths.max().unwrap_or(1))
+    }
 }
 
 /// `words`: the command line as it was given, without the file's keys.
 pub fn run(args: &TrainManyArgs, words: &[OsString]) -> Result<()> {
     let common = &args.train;
-    for (flag, given) in
-        [("--memory-limit", common.memory_limit.is_some()), ("--preview", common.preview.is_some())]
-    {
-        if given {
-            let message =
-                "is not there for several jobs at once; use `finetune estimate` or `finetune train`";
-            return Err(Error::config("train-many", flag, message));
-        }
+    if common.preview.is_some() {
+        let message = "is not there for several jobs at once; use `finetune train`";
+        return Err(Error::config("train-many", "--preview", message));
     }
     if common.config.is_some() {
         return Err(Error::config(
@@ -91,9 +95,18 @@ pub fn run(args: &TrainManyArgs, words: &[OsString]) -> Result<()> {
         prepared.push(prepare(job, &tokenizer, &config)?);
     }
     drop(tokenizer);
+    let mut planned: Vec<Planned<'_>> = Vec::with_capacity(prepared.len());
+    for one in &mut prepared {
+        let (longest, has_eval) = (one.longest(), !one.eval_examples.is_empty());
+        planned.push((&one.job.name, &mut one.job.args, longest, has_eval));
+    }
+    fit_many(common, &mut planned)?;
     release_free_memory();
     let mut model = load_model(&common.model)?;
-    model.gradient_checkpointing = common.gradient_checkpointing;
+    model.gradient_checkpointing = match common.memory_limit {
+        None => common.gradient_checkpointing,
+        Some(_) => prepared[0].job.args.gradient_checkpointing,
+    };
     train(args, &mut model, prepared)
 }
 
@@ -167,16 +180,17 @@ fn prepare(job: Job, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Prep
     let data = load_data(data, &args.model, &args.text, tokenizer, config)?;
     eprintln!("{}: {}", job.name, data.report);
     let eval_examples = load_eval_data(args, tokenizer, config)?;
-    let loader = loader(args, data.examples, packed_length(args, config))?;
-    let arguments = training_arguments(args, !eval_examples.is_empty())?;
-    Ok(Prepared { job, arguments, loader, eval_examples })
+    let packed = packed_length(args, config);
+    Ok(Prepared { job, examples: data.examples, eval_examples, packed })
 }
 
 fn train(args: &TrainManyArgs, model: &mut Model, prepared: Vec<Prepared>) -> Result<()> {
     let base = model.base_elements();
     let mut jobs = Vec::with_capacity(prepared.len());
     let mut trainer = ManyTrainer::new(model);
-    for Prepared { job, arguments, loader, eval_examples } in prepared {
+    for Prepared { job, examples, eval_examples, packed } in prepared {
+        let arguments = training_arguments(&job.args, !eval_examples.is_empty())?;
+        let loader = loader(&job.args, examples, packed)?;
         let attach = |model: &mut Model| attach_method(&job.args, model);
         trainer.add(&job.name, arguments, loader, eval_examples, &job.output, attach)?;
         if args.train.resume.is_some() {

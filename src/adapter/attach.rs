@@ -87,6 +87,12 @@ impl Attachment {
     pub fn make_trainable_as(&mut self, name: &str, base: &str, parameter: &mut Parameter) -> Result<()> {
         let tensor = match parameter {
             Parameter::Trainable(_) => return Ok(()),
+            Parameter::SideBySide(_) => {
+                return Err(Error::tensor(
+                    base,
+                    "belongs to adapters side by side; take them off the model first",
+                ));
+            }
             Parameter::Frozen(Weight::Dense(tensor)) => tensor.clone(),
             Parameter::Frozen(Weight::Quantized(_)) => {
                 return Err(Error::tensor(

@@ -14,7 +14,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::load::Originals;
 use crate::model::{
-    Dora, Embedding, EmbeddingLora, LinearAdapter, Lora, Model, ModuleInfo, ModuleKind, Parameter, Weight,
+    Dora, Embedding, EmbeddingAdapter, EmbeddingLora, LinearAdapter, Lora, Model, ModuleInfo, ModuleKind,
+    Parameter, Weight,
 };
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
@@ -168,7 +169,8 @@ impl Method for LoraConfig {
         for which in 0..model.embeddings_mut().count() {
             let table = model.embeddings_mut().nth(which).expect("there are so many").clone();
             let Some(target) = targets.iter().find(|t| t.path == table.path) else { continue };
-            let adapter = Some(self.install_embedding(attachment, model, &table, target)?);
+            let adapter = self.install_embedding(attachment, model, &table, target)?;
+            let adapter = Some(EmbeddingAdapter::Lora(adapter));
             model.embeddings_mut().nth(which).expect("there are so many").adapter = adapter;
         }
         let mut stream = 0;

@@ -206,7 +206,7 @@ impl AdapterSet {
     /// passes then say which rows have which ([`Model::extend_all`]). Afterwards the active adapter is what it was.
     ///
     /// # Errors
-    /// When there is none of a name, one is not LoRA or rsLoRA on linear layers alone, or whatever `work` reports.
+    /// When there is none of a name, one can not be beside others ([`Model::side_by_side`]), or whatever `work` reports.
     pub fn side_by_side<T>(
         &mut self,
         names: &[&str],

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ops;
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// The gradients of values during a backward pass.
 #[derive(Debug)]
@@ -59,6 +60,37 @@ impl<'m> Gradients<'m> {
         Ok(())
     }
 
+    /// Lets the gradient of rows of the value `all` go on in that of a part, whose first gradient it becomes.
+    ///
+    /// # Errors
+    /// When the rows are not there.
+    pub(crate) fn begin_part(&mut self, all: ValueId, part: ValueId, rows: Range<usize>) -> Result<()> {
+        if let Some(gradient) = &self.table[all.0] {
+            self.table[part.0] = Some(gradient.slice(rows)?);
+        }
+        Ok(())
+    }
+
+    /// Puts the whole gradient of a part in place of its rows of the value `all`.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub(crate) fn end_part(
+        &mut self,
+        all: ValueId,
+        part: &Tensor,
+        rows: Range<usize>,
+        all_rows: usize,
+    ) -> Result<()> {
+        let whole = match self.table[all.0].take() {
+            Some(old) => self.own(old)?,
+            None => self.backend.zeros(&[all_rows, part.cols()], part.dtype())?,
+        };
+        self.backend.cast(&mut whole.slice(rows)?, part)?;
+        self.table[all.0] = Some(whole);
+        Ok(())
+    }
+
     /// The tensor itself if nobody else holds it, else a copy.
     fn own(&self, tensor: Tensor) -> Result<Tensor> {
         if tensor.is_unique() {
@@ -92,7 +124,10 @@ impl<'m> Tape<'m> {
         };
         gradients.table[from.0] = seed;
         while let Some(node) = nodes.pop() {
-            self.step(&mut gradients, node, nodes.last(), replay)?;
+            let of_slot = node.slot.map(|slot| self.of_slot(Some(slot)));
+            let tape = of_slot.as_ref().unwrap_or(&self);
+            gradients.params = tape.params;
+            tape.step(&mut gradients, node, nodes.last(), replay)?;
         }
         Ok(wanted.and_then(|id| gradients.take(id)))
     }
@@ -105,7 +140,7 @@ impl<'m> Tape<'m> {
         previous: Option<&Node>,
         replay: &dyn Replay,
     ) -> Result<()> {
-        let Node { op, inputs, output } = node;
+        let Node { op, inputs, output, .. } = node;
         if let Op::LinearCrossEntropy { dx, rows, input_rows } = op {
             return ops::cross_entropy::backward(gradients, inputs, dx, rows, input_rows);
         }
@@ -162,6 +197,10 @@ impl<'m> Tape<'m> {
                 ops::activation::gated_backward(gradients, inputs, &dy, &gate, &up, activation)
             }
             Op::Add => ops::add::backward(gradients, inputs, dy),
+            Op::Part { rows, input_rows } => {
+                ops::by_slot::part_backward(gradients, inputs, &dy, rows, input_rows)
+            }
+            Op::Joined { parts } => ops::by_slot::joined_backward(gradients, inputs, &dy, &parts),
             Op::Segment { layers, input } => {
                 self.replay_segment(gradients, inputs, dy, layers, input, replay)
             }

@@ -122,10 +122,25 @@ pub enum Op {
     Gated { gate: Tensor, up: Tensor, activation: Activation },
     /// Sum of two values.
     Add,
+    /// Some rows of the input.
+    Part { rows: Range<usize>, input_rows: usize },
+    /// Values made from parts of the input's rows, one after the other.
+    Joined { parts: Vec<Joined> },
     /// The head and the loss: the input's gradient is known already.
     LinearCrossEntropy { dx: Tensor, rows: Option<Tensor>, input_rows: usize },
     /// Decoder layers to be computed again.
     Segment { layers: Range<usize>, input: Tensor },
+}
+
+/// Rows of a value that was made part by part.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// The part's rows.
+    pub(crate) rows: Range<usize>,
+    /// The part's rows of the input.
+    pub(crate) input: Option<ValueId>,
+    /// What was made of them.
+    pub(crate) output: Option<ValueId>,
 }
 
 /// A linear layer's input, if a parameter's gradient needs it.
@@ -174,6 +189,8 @@ pub struct Node {
     pub inputs: [Option<ValueId>; 3],
     /// The value it made, whose gradient is the backward's input.
     pub output: ValueId,
+    /// Whose parameters the operation's are; `None`: the model's own.
+    pub(crate) slot: Option<usize>,
 }
 
 /// A forward pass in the making.
@@ -190,6 +207,7 @@ pub struct Tape<'m> {
     /// Rows with adapters of their own, in the order in which those were put
     /// [side by side](crate::model::Model::side_by_side).
     pub slots: &'m [Slot<'m>],
+    slot: Option<usize>, // whose rows alone this tape sees
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: usize,
     recording: bool,
@@ -209,6 +227,7 @@ impl<'m> Tape<'m> {
             dtype,
             dropout,
             slots: &[],
+            slot: None,
             nodes: Vec::new(),
             values: 0,
             recording: true,
@@ -223,6 +242,7 @@ impl<'m> Tape<'m> {
             dtype,
             dropout: None,
             slots: &[],
+            slot: None,
             nodes: Vec::new(),
             values: 0,
             recording: false,
@@ -242,6 +262,12 @@ impl<'m> Tape<'m> {
     /// A tape for one segment of this one: same parameters and dropout, nothing recorded yet.
     pub(crate) fn inner(&self, recording: bool) -> Tape<'m> {
         Tape { backend: self.backend.clone(), nodes: Vec::new(), values: 0, recording, ..*self }
+    }
+
+    /// A tape for what a slot's rows see: its parameters and masks, and no slots; nothing recorded yet.
+    pub(crate) fn of_slot(&self, slot: Option<usize>) -> Tape<'m> {
+        let (params, dropout) = self.adapter(slot);
+        Tape { params, dropout, slots: &[], slot, ..self.inner(self.recording) }
     }
 
     /// The parameters of a slot's adapter and where its masks come from; without a slot the model's own.
@@ -292,7 +318,7 @@ impl<'m> Tape<'m> {
             *slot = input.id;
         }
         let id = self.new_id();
-        self.nodes.push(Node { op: op(), inputs: ids, output: id });
+        self.nodes.push(Node { op: op(), inputs: ids, output: id, slot: self.slot });
         Var { tensor: output, id: Some(id) }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::config::ModelConfig;
 use super::module::{
-    Bottleneck, Embedding, EmbeddingLora, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter,
+    Bottleneck, Embedding, EmbeddingAdapter, Linear, LinearAdapter, ModuleInfo, ModuleKind, Norm, Parameter,
     Weight,
 };
 use super::prompt::Prompt;
@@ -61,7 +61,7 @@ pub struct Installed {
     pub(super) parameters: Vec<Parameter>, // in the order of `Model::parameters_mut`
     pub(super) head: Option<Parameter>,    // a tied one, which is not among them
     pub(super) linears: Vec<Option<LinearAdapter>>, // in the order of `Model::linears_mut`
-    pub(super) embeddings: [Option<EmbeddingLora>; 2], // of tokens, of positions
+    pub(super) embeddings: [Option<EmbeddingAdapter>; 2], // of tokens, of positions
     pub(super) bottlenecks: Vec<[Option<Bottleneck>; 2]>,
     pub(super) prompt: Option<Prompt>,
 }
@@ -70,6 +70,11 @@ impl Installed {
     /// The trainable parameters.
     pub fn params(&self) -> &ParamStore {
         &self.params
+    }
+
+    /// The trainable parameters.
+    pub fn params_mut(&mut self) -> &mut ParamStore {
+        &mut self.params
     }
 }
 
@@ -340,7 +345,7 @@ impl Layer {
     /// Whether any parameter of the layer is trained.
     pub(super) fn is_trainable(&self) -> bool {
         let trained = |weight: &Parameter, bias: &Option<Parameter>| {
-            weight.id().is_some() || bias.as_ref().is_some_and(|b| b.id().is_some())
+            weight.is_trained() || bias.as_ref().is_some_and(Parameter::is_trained)
         };
         let adapted = self.attention_adapter.is_some() || self.output_adapter.is_some();
         adapted

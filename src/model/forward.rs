@@ -9,6 +9,7 @@ use crate::autograd::{Dropout, Replay, Slot, Tape, Var};
 use crate::backend::{IGNORE_INDEX, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::by_slot::rows_by_slot;
 use crate::ops::head::Head;
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
@@ -141,7 +142,7 @@ impl Model {
         let hidden = self.pass(batch, Vec::new(), encoded.as_ref())?.hidden(&mut tape, None)?;
         let virtual_tokens = self.virtual_rows();
         if virtual_tokens == 0 {
-            return self.head_logits(&hidden.tensor);
+            return self.head_logits(&tape, &hidden.tensor, None);
         }
         // The rows of the batch's own tokens.
         let mut rows = Vec::with_capacity(batch.tokens());
@@ -152,7 +153,7 @@ impl Model {
         let rows = self.backend.from_slice(&rows, &[rows.len()])?;
         let mut own = self.backend.empty(&[rows.elements(), hidden.tensor.cols()], self.dtype)?;
         self.backend.gather_rows(&mut own, &hidden.tensor, &rows)?;
-        self.head_logits(&own)
+        self.head_logits(&tape, &own, None)
     }
 
     /// Feeds tokens after those in `cache` and gives the logits of the last one: f32 `[1, vocab_size]`.
@@ -247,11 +248,11 @@ impl Model {
             last.push(last.last().map_or(-1, |row| *row) + (virtual_rows + ids.len()) as i32);
         }
         if last.len() == 1 {
-            return self.head_logits(&hidden.slice(hidden.rows() - 1..hidden.rows())?);
+            return self.head_logits(tape, &hidden.slice(hidden.rows() - 1..hidden.rows())?, Some(&last));
         }
         let mut ends = self.backend.empty(&[last.len(), hidden.cols()], self.dtype)?;
         self.backend.gather_rows(&mut ends, &hidden, &self.backend.from_slice(&last, &[last.len()])?)?;
-        self.head_logits(&ends)
+        self.head_logits(tape, &ends, Some(&last))
     }
 
     /// Trained virtual tokens before a sequence's own.
@@ -321,11 +322,25 @@ impl Model {
         Ok(KvCache { layers, lens: vec![0; sequences], capacity })
     }
 
-    fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let head = Head::new(&self.backend, &self.params, &self.head)?;
-        let low_rank = head.rows(hidden, None, Ok)?;
+    /// Logits of some rows of a pass, whose numbers in it are ascending; `None`: of all rows, where there are no slots.
+    fn head_logits(&self, tape: &Tape<'_>, hidden: &Tensor, rows: Option<&[i32]>) -> Result<Tensor> {
         let mut logits = self.backend.empty(&[hidden.rows(), self.config.vocab_size], DType::F32)?;
-        head.logits(&mut logits, hidden, low_rank.as_ref())?;
+        let pieces = match rows.filter(|_| self.head.differs()) {
+            None => vec![(None, 0..hidden.rows())],
+            Some(rows) => {
+                let place = |row: usize| rows.partition_point(|r| (*r as usize) < row);
+                let all = rows.last().map_or(0, |last| *last as usize + 1);
+                let pieces = rows_by_slot(tape.slots, all).into_iter();
+                pieces.map(|(slot, own)| (slot, place(own.start)..place(own.end))).collect()
+            }
+        };
+        for (slot, own) in pieces {
+            let layer = self.head.of_slot(slot);
+            let head = Head::new(&self.backend, tape.adapter(slot).0, &layer)?;
+            let hidden = hidden.slice(own.clone())?;
+            let low_rank = head.rows(&hidden, None, Ok)?;
+            head.logits(&mut logits.slice(own)?, &hidden, low_rank.as_ref())?;
+        }
         if let Some(cap) = self.config.final_logit_softcapping {
             self.backend.softcap(&mut logits, cap)?;
         }

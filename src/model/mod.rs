@@ -30,6 +30,6 @@ pub use forward::{KvCache, RowSlot};
 pub use load::LoadOptions;
 pub(crate) use load::StoredWeights;
 pub use module::{
-    Bottleneck, Dora, Embedding, EmbeddingLora, Factored, Linear, LinearAdapter, Lora, ModuleInfo,
-    ModuleKind, Norm, Parameter, Rotation, Weight,
+    Apart, Bottleneck, Dora, Embedding, EmbeddingAdapter, EmbeddingLora, Factored, Linear, LinearAdapter,
+    Lora, ModuleInfo, ModuleKind, Norm, Parameter, Rotation, Weight,
 };

@@ -58,6 +58,17 @@ pub enum Parameter {
     Frozen(Weight),
     /// A slice of the model's [`ParamStore`].
     Trainable(ParamId),
+    /// Several adapters' own, of which rows of a batch have one each: that of their [slot](crate::autograd::Slot).
+    SideBySide(Box<Apart>),
+}
+
+/// What a parameter is to adapters that are side by side.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    /// To rows without an adapter.
+    pub base: Parameter,
+    /// To each adapter, by slot: the base's, or one of its own.
+    pub own: Vec<Parameter>,
 }
 
 impl Parameter {
@@ -65,18 +76,44 @@ impl Parameter {
     pub fn id(&self) -> Option<ParamId> {
         match *self {
             Parameter::Trainable(id) => Some(id),
-            Parameter::Frozen(_) => None,
+            Parameter::Frozen(_) | Parameter::SideBySide(_) => None,
+        }
+    }
+
+    /// Whether any adapter trains it.
+    pub fn is_trained(&self) -> bool {
+        match self {
+            Parameter::Frozen(_) => false,
+            Parameter::Trainable(_) => true,
+            Parameter::SideBySide(apart) => apart.own.iter().any(Parameter::is_trained),
+        }
+    }
+
+    /// Whether rows of different slots have different ones.
+    pub(crate) fn is_apart(&self) -> bool {
+        matches!(self, Parameter::SideBySide(_))
+    }
+
+    /// What it is to the rows of a slot; `None`: to rows without one.
+    pub(crate) fn of_slot(&self, slot: Option<usize>) -> Parameter {
+        match (self, slot) {
+            (Parameter::SideBySide(apart), None) => apart.base.clone(),
+            (Parameter::SideBySide(apart), Some(slot)) => apart.own[slot].clone(),
+            (same, _) => same.clone(),
         }
     }
 
     /// The weight that products read.
     ///
     /// # Errors
-    /// Never in practice: slices lie within the store.
+    /// When it differs from slot to slot.
     pub fn weight(&self, params: &ParamStore) -> Result<Weight> {
         match self {
             Parameter::Frozen(weight) => Ok(weight.clone()),
             Parameter::Trainable(id) => params.value(*id).map(Weight::Dense),
+            Parameter::SideBySide(_) => {
+                Err(Error::shape("parameter", "expected one for all rows, found one for each slot"))
+            }
         }
     }
 
@@ -98,6 +135,7 @@ impl Parameter {
         match self {
             Parameter::Frozen(weight) => weight.shape().to_vec(),
             Parameter::Trainable(id) => params.info(*id).shape.clone(),
+            Parameter::SideBySide(apart) => apart.base.shape(params),
         }
     }
 }
@@ -158,9 +196,9 @@ pub struct Linear {
 pub enum LinearAdapter {
     /// A low-rank part.
     Lora(Lora),
-    /// The low-rank parts of several adapters, of which rows of a batch have one each: that of their
-    /// [slot](crate::autograd::Slot). Without slots there is none.
-    SideBySide(Vec<Option<Lora>>),
+    /// What several adapters have here, of which rows of a batch have one each: that of their
+    /// [slot](crate::autograd::Slot). Rows without a slot have none.
+    SideBySide(Vec<Option<LinearAdapter>>),
     /// Trained factors on the columns of the output, or of the input (IA3).
     Ia3 {
         /// As many as columns.
@@ -255,6 +293,40 @@ impl Linear {
         matches!(self.adapter, None | Some(LinearAdapter::Lora(_) | LinearAdapter::SideBySide(_)))
     }
 
+    /// Whether rows of different slots have more that differs than low-rank parts on one product.
+    pub(crate) fn is_apart(&self) -> bool {
+        let plain = |adapter: &LinearAdapter| match adapter {
+            LinearAdapter::Lora(lora) => lora.dora.is_none() && lora.bias.is_none(),
+            _ => false,
+        };
+        let adapters = match &self.adapter {
+            Some(LinearAdapter::SideBySide(all)) => all.iter().flatten().any(|adapter| !plain(adapter)),
+            _ => false,
+        };
+        adapters || self.weight.is_apart() || self.bias.as_ref().is_some_and(Parameter::is_apart)
+    }
+
+    /// Whether the layer has parameters that differ from slot to slot, low-rank parts on one product among them.
+    pub(crate) fn differs(&self) -> bool {
+        self.is_apart() || matches!(self.adapter, Some(LinearAdapter::SideBySide(_)))
+    }
+
+    /// What the layer is to the rows of a slot; `None`: to rows without one.
+    pub(crate) fn of_slot(&self, slot: Option<usize>) -> Linear {
+        let adapter = match (&self.adapter, slot) {
+            (Some(LinearAdapter::SideBySide(all)), Some(slot)) => all[slot].clone(),
+            (Some(LinearAdapter::SideBySide(_)), None) => None,
+            (same, _) => same.clone(),
+        };
+        Linear {
+            path: self.path.clone(),
+            weight: self.weight.of_slot(slot),
+            bias: self.bias.as_ref().map(|bias| bias.of_slot(slot)),
+            adapter,
+            ..*self
+        }
+    }
+
     /// The low-rank part that is computed together with the layer's product.
     pub fn lora(&self) -> Option<&Lora> {
         match &self.adapter {
@@ -282,6 +354,21 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Whether rows of different slots have different parameters.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.weight.is_apart() || self.bias.as_ref().is_some_and(Parameter::is_apart)
+    }
+
+    /// What the norm is to the rows of a slot; `None`: to rows without one.
+    pub(crate) fn of_slot(&self, slot: Option<usize>) -> Norm {
+        Norm {
+            path: self.path.clone(),
+            weight: self.weight.of_slot(slot),
+            bias: self.bias.as_ref().map(|bias| bias.of_slot(slot)),
+            ..*self
+        }
+    }
+
     /// The factors of the columns, `[cols]`.
     ///
     /// # Errors
@@ -318,7 +405,33 @@ pub struct Embedding {
     /// The entry that has no gradient (`torch.nn.Embedding`'s `padding_idx`).
     pub padding_idx: Option<usize>,
     /// The adapter on it.
-    pub adapter: Option<EmbeddingLora>,
+    pub adapter: Option<EmbeddingAdapter>,
+}
+
+impl Embedding {
+    /// Whether rows of different slots have different ones.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.weight.is_apart() || matches!(self.adapter, Some(EmbeddingAdapter::SideBySide(_)))
+    }
+
+    /// What the table is to the rows of a slot; `None`: to rows without one.
+    pub(crate) fn of_slot(&self, slot: Option<usize>) -> Embedding {
+        let adapter = match (&self.adapter, slot) {
+            (Some(EmbeddingAdapter::SideBySide(all)), Some(slot)) => all[slot].clone(),
+            (Some(EmbeddingAdapter::SideBySide(_)), None) => None,
+            (same, _) => same.clone(),
+        };
+        Embedding { path: self.path.clone(), weight: self.weight.of_slot(slot), adapter, ..*self }
+    }
+}
+
+/// What a method puts on a table of row vectors.
+#[derive(Clone, Debug)]
+pub enum EmbeddingAdapter {
+    /// A low-rank part.
+    Lora(EmbeddingLora),
+    /// What several adapters have here, by [slot](crate::autograd::Slot). Rows without a slot have none.
+    SideBySide(Vec<Option<EmbeddingAdapter>>),
 }
 
 /// The low-rank part of an embedding: `y += scale * B A[id]`.

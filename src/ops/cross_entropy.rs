@@ -49,6 +49,9 @@ impl Tape<'_> {
                 format!("target {bad} is outside the vocabulary of {vocabulary}"),
             ));
         }
+        if head.differs() {
+            return self.losses_by_slot(x, head, targets, softcap, grad_scale);
+        }
         let backend = self.backend.clone();
         let counted: Vec<i32> =
             (0..targets.len()).filter(|i| targets[*i] != IGNORE_INDEX).map(|i| i as i32).collect();

@@ -10,9 +10,11 @@ use super::linear::accumulate_product;
 use crate::autograd::{Gradients, Op, Tape, Var};
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix};
 use crate::error::Result;
-use crate::model::{Embedding, EmbeddingLora, Parameter};
+use crate::model::{Embedding, EmbeddingAdapter, EmbeddingLora, Parameter};
 use crate::param::ParamId;
 use crate::tensor::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Which entry of a table each token takes.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Entries {
     pub ids: Tensor,
     /// Where some tokens only pad: the rows of the others and their ids, i32; `None` if there are no others.
     trained: Option<Option<[Tensor; 2]>>,
+    /// The ids on the host, and the one that pads.
+    host: (Arc<[i32]>, Option<usize>),
 }
 
 impl Entries {
@@ -39,7 +43,12 @@ impl Entries {
                 Some(if rows.is_empty() { None } else { Some([upload(&rows)?, upload(&kept)?]) })
             }
         };
-        Ok(Entries { ids: backend.from_slice(ids, &[ids.len()])?, trained })
+        Ok(Entries { ids: backend.from_slice(ids, &[ids.len()])?, trained, host: (ids.into(), padding_idx) })
+    }
+
+    /// Those of some tokens.
+    fn rows(&self, backend: &Backend, rows: &Range<usize>) -> Result<Self> {
+        Entries::new(backend, &self.host.0[rows.clone()], self.host.1)
     }
 
     /// `grad[ids[i]] += dy[i]`, `i` ascending, but for padding.
@@ -71,7 +80,17 @@ impl Tape<'_> {
     /// # Errors
     /// When memory can't be had.
     pub fn embedding(&mut self, table: &Embedding, entries: &Entries) -> Result<Var> {
-        let Some(lora) = &table.adapter else { return self.lookup(&table.weight, entries) };
+        if table.is_apart() {
+            let backend = self.backend.clone();
+            let ids = Var::constant(entries.ids.clone());
+            let [y] = self.by_slot(&ids, |tape, _, slot, rows| {
+                Ok([tape.embedding(&table.of_slot(slot), &entries.rows(&backend, rows)?)?])
+            })?;
+            return Ok(y);
+        }
+        let Some(EmbeddingAdapter::Lora(lora)) = &table.adapter else {
+            return self.lookup(&table.weight, entries);
+        };
         let (backend, params) = (self.backend.clone(), self.params);
         let weight = table.weight.tensor(params)?;
         let (a, b) = (params.value(lora.a)?, params.value(lora.b)?);

@@ -150,6 +150,12 @@ impl Tape<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn linears<const N: usize>(&mut self, x: &Var, layers: [&Linear; N]) -> Result<[Var; N]> {
+        if layers.iter().any(|layer| layer.is_apart()) {
+            return self.by_slot(x, |tape, x, slot, _| {
+                let own = layers.map(|layer| layer.of_slot(slot));
+                tape.linears(x, own.each_ref())
+            });
+        }
         if layers.iter().all(|layer| layer.is_product()) {
             return self.products(x, layers);
         }
@@ -213,8 +219,11 @@ impl Tape<'_> {
             Some(LinearAdapter::SideBySide(all)) => {
                 let slots = self.slots.iter().zip(all).enumerate();
                 let own = slots.filter(|(_, (slot, _))| !slot.rows.is_empty());
-                own.filter_map(|(i, (slot, lora))| Some((Some(i), slot.rows.clone(), lora.as_ref()?)))
-                    .collect()
+                own.filter_map(|(i, (slot, adapter))| match adapter {
+                    Some(LinearAdapter::Lora(lora)) => Some((Some(i), slot.rows.clone(), lora)),
+                    _ => None,
+                })
+                .collect()
             }
             _ => Vec::new(),
         }

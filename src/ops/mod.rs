@@ -4,6 +4,7 @@ pub mod activation;
 pub mod add;
 pub mod attention;
 pub mod bottleneck;
+pub(crate) mod by_slot;
 pub mod columns;
 pub mod cross_entropy;
 pub mod dora;

@@ -14,6 +14,10 @@ impl Tape<'_> {
     /// # Errors
     /// When the weight's length does not divide the columns.
     pub fn norm(&mut self, x: &Var, norm: &Norm) -> Result<Var> {
+        if norm.is_apart() {
+            let [y] = self.by_slot(x, |tape, x, slot, _| Ok([tape.norm(x, &norm.of_slot(slot))?]))?;
+            return Ok(y);
+        }
         let weight = norm.factors(self.params, &self.backend)?;
         let group = weight.elements();
         let groups = x.tensor.elements() / group;

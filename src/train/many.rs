@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A training run of several LoRA adapters.
+/// A training run of several adapters.
 #[derive(Debug)]
 pub struct ManyTrainer<'a> {
     model: &'a mut Model,
@@ -58,8 +58,8 @@ impl<'a> ManyTrainer<'a> {
     /// writes in a folder of its own.
     ///
     /// # Errors
-    /// When name or folder are another job's, settings contradict each other, or the adapter is not LoRA or rsLoRA on
-    /// linear layers alone. The run is then as before.
+    /// When name or folder are another job's, settings contradict each other, or the method can't be beside others
+    /// ([`Model::side_by_side`]). The run is then as before.
     pub fn add(
         &mut self,
         name: &str,
@@ -210,17 +210,14 @@ impl<'a> ManyTrainer<'a> {
     }
 }
 
-/// Only LoRA's matrices can be side by side.
+/// A base that is trained whole is nothing to share.
 fn check_method(name: &str, method: &dyn Method) -> Result<()> {
-    if method.name() == "lora" {
-        return Ok(());
+    match method.name() {
+        "full" => Err(Error::config(
+            "jobs",
+            name,
+            "full fine-tuning trains every weight of the base, so there is nothing to share; use `finetune train`",
+        )),
+        _ => Ok(()),
     }
-    Err(Error::config(
-        "jobs",
-        name,
-        format!(
-            "the method `{}` can't be trained beside others; use `lora` (with or without use_rslora), or `finetune train`",
-            method.name()
-        ),
-    ))
 }

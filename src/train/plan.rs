@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What the process holds beside tensors: code, threads, the allocator's own.
-const PROCESS_BYTES: usize = 24 << 20;
+pub(super) const PROCESS_BYTES: usize = 24 << 20;
 
 /// The settings that memory follows from, beside the model and the method.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +95,12 @@ pub fn base_bytes(model_dir: &Path, backend: &Backend, options: LoadOptions, dum
 }
 
 /// A model without content on the backend's planner.
-fn planned_model(model_dir: &Path, backend: &Backend, options: LoadOptions, dummy: bool) -> Result<Model> {
+pub(super) fn planned_model(
+    model_dir: &Path,
+    backend: &Backend,
+    options: LoadOptions,
+    dummy: bool,
+) -> Result<Model> {
     let planner = backend.planner()?;
     if is_gguf(model_dir) {
         return Model::planned_gguf(&Gguf::open(model_dir)?, &planner, options);
@@ -181,69 +186,88 @@ impl Planner {
     /// # Errors
     /// When nothing fits; the message names the smallest plan and the longest sequences that would.
     pub fn fit(&mut self, wanted: &PlanArguments, limit: usize) -> Result<(PlanArguments, MemoryPlan)> {
-        let mut smallest: Option<(PlanArguments, MemoryPlan)> = None;
-        for candidate in candidates(wanted) {
-            let plan = self.plan(&candidate)?;
-            if plan.total() <= limit {
-                return Ok((candidate, plan));
-            }
-            if smallest.as_ref().is_none_or(|(_, least)| plan.total() < least.total()) {
-                smallest = Some((candidate, plan));
-            }
-        }
-        let Some((least, plan)) = smallest else {
-            return Err(Error::config(
-                "training",
-                "memory_limit",
-                "expected at least one sequence per batch",
-            ));
-        };
-        let mut advice = "a smaller --r, --quant nf4 or a smaller model would need less".to_string();
-        let mut length = least.length / 2;
-        while length >= 16 {
-            if self.plan(&PlanArguments { length, ..least.clone() })?.total() <= limit {
-                advice = format!("--max-length {length} fits");
-                break;
-            }
-            length /= 2;
-        }
-        let gigabytes = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
-        Err(Error::config(
-            "training",
-            "memory_limit",
-            format!(
-                "{} is too little: the least, with micro-batches of {}, --gradient-checkpointing={}{} and sequences of \
-                 {} tokens, takes {}; {advice}",
-                gigabytes(limit),
-                least.rows,
-                least.gradient_checkpointing,
-                if plan.paged > 0 { ", optimizer state in a file" } else { "" },
-                least.length,
-                gigabytes(plan.total()),
-            ),
-        ))
+        let (mut chosen, plan) = fit_within(std::slice::from_ref(wanted), limit, |jobs| self.plan(&jobs[0]))?;
+        Ok((chosen.swap_remove(0), plan))
     }
 }
 
-/// What a run may be changed to, cheapest first; the wanted settings themselves at the head.
-fn candidates(wanted: &PlanArguments) -> Vec<PlanArguments> {
-    let rows: Vec<usize> = (1..=wanted.rows).rev().filter(|rows| wanted.rows.is_multiple_of(*rows)).collect();
-    let mut checkpoints = vec![wanted.gradient_checkpointing];
-    if wanted.gradient_checkpointing == 0 {
+/// The first plan of some jobs' that fits into `limit` bytes.
+pub(super) fn fit_within(
+    wanted: &[PlanArguments],
+    limit: usize,
+    mut plan: impl FnMut(&[PlanArguments]) -> Result<MemoryPlan>,
+) -> Result<(Vec<PlanArguments>, MemoryPlan)> {
+    let mut smallest: Option<(Vec<PlanArguments>, MemoryPlan)> = None;
+    for candidate in candidates(wanted) {
+        let planned = plan(&candidate)?;
+        if planned.total() <= limit {
+            return Ok((candidate, planned));
+        }
+        if smallest.as_ref().is_none_or(|(_, least)| planned.total() < least.total()) {
+            smallest = Some((candidate, planned));
+        }
+    }
+    let Some((least, planned)) = smallest else {
+        return Err(Error::config("training", "memory_limit", "expected at least one sequence per batch"));
+    };
+    let most = |of: fn(&PlanArguments) -> usize| least.iter().map(of).max().unwrap_or(0);
+    let longest = most(|job| job.length);
+    let mut advice = "a smaller --r, --quant nf4 or a smaller model would need less".to_string();
+    let mut length = longest / 2;
+    while length >= 16 {
+        let shorter = |job: &PlanArguments| PlanArguments { length: job.length.min(length), ..job.clone() };
+        if plan(&least.iter().map(shorter).collect::<Vec<_>>())?.total() <= limit {
+            advice = format!("--max-length {length} fits");
+            break;
+        }
+        length /= 2;
+    }
+    let gigabytes = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
+    Err(Error::config(
+        "training",
+        "memory_limit",
+        format!(
+            "{} is too little: the least, with micro-batches of {}, --gradient-checkpointing={}{} and sequences of \
+             {longest} tokens, takes {}; {advice}",
+            gigabytes(limit),
+            most(|job| job.rows),
+            most(|job| job.gradient_checkpointing),
+            if planned.paged > 0 { ", optimizer state in a file" } else { "" },
+            gigabytes(planned.total()),
+        ),
+    ))
+}
+
+/// What runs may be changed to, cheapest first; the wanted settings themselves at the head. Micro-batches are divisors of
+/// the wanted ones, as large as the others' allow.
+fn candidates(wanted: &[PlanArguments]) -> Vec<Vec<PlanArguments>> {
+    let divides = |job: &PlanArguments, rows: usize| job.rows.is_multiple_of(rows);
+    let largest = wanted.iter().map(|job| job.rows).max().unwrap_or(0);
+    let most: Vec<usize> =
+        (1..=largest).rev().filter(|rows| wanted.iter().any(|job| divides(job, *rows))).collect();
+    let mut checkpoints = vec![wanted.first().map_or(0, |job| job.gradient_checkpointing)];
+    if checkpoints == [0] {
         checkpoints.push(1);
     }
+    let can_page =
+        |job: &PlanArguments| job.optimizer.optimizer_memory.is_none() && job.optimizer.optim.is_paged();
     let mut all = Vec::new();
     for gradient_checkpointing in checkpoints {
         for paged in [false, true] {
-            for rows in &rows {
-                let mut candidate = PlanArguments { rows: *rows, gradient_checkpointing, ..wanted.clone() };
-                if paged {
-                    if wanted.optimizer.optimizer_memory.is_some() || !wanted.optimizer.optim.is_paged() {
-                        continue;
+            if paged && !wanted.iter().any(can_page) {
+                continue;
+            }
+            for most in &most {
+                let change = |job: &PlanArguments| {
+                    let rows = (1..=job.rows.min(*most)).rev().find(|rows| divides(job, *rows));
+                    let mut job =
+                        PlanArguments { rows: rows.unwrap_or(0), gradient_checkpointing, ..job.clone() };
+                    if paged && can_page(&job) {
+                        job.optimizer.optimizer_memory = Some(0);
                     }
-                    candidate.optimizer.optimizer_memory = Some(0);
-                }
-                all.push(candidate);
+                    job
+                };
+                all.push(wanted.iter().map(change).collect());
             }
         }
     }
@@ -251,7 +275,7 @@ fn candidates(wanted: &PlanArguments) -> Vec<PlanArguments> {
 }
 
 /// Sequences of equal length, every token of which counts.
-fn batch(rows: usize, length: usize) -> Batch {
+pub(super) fn batch(rows: usize, length: usize) -> Batch {
     let mut batch = Batch::new();
     for _ in 0..rows {
         batch.push(&vec![0; length], &vec![0; length]);

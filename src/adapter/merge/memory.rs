@@ -33,7 +33,7 @@ impl<'a> Held<'a> {
             .chain(tied_head)
             .map(|(name, parameter)| match parameter {
                 Parameter::Frozen(weight) => Ok((name, weight)),
-                Parameter::Trainable(_) => {
+                Parameter::Trainable(_) | Parameter::SideBySide(_) => {
                     Err(Error::tensor(name, "is trained; adapters are merged into a frozen base"))
                 }
             })
