@@ -5,6 +5,7 @@
 //
 // In bf16 arithmetic e is rounded to bf16 before it meets v, as are p and ds in the backward.
 #include "gemm_kernel.h"
+#include "gemv.h"
 #include "table.h"
 #include "vmath.h"
 
@@ -126,6 +127,14 @@ static int all_finite(const float *x, size_t ld, size_t rows, size_t cols) {
     return vf_sum(bad) == 0.0f;
 }
 
+INLINE struct gemm_operand keys_from(const struct attention_args *g, size_t key) {
+    return operand(at(g->k, key * g->k_ld, g->type), g->k_ld, g->type, 1);
+}
+
+INLINE struct gemm_operand values_from(const struct attention_args *g, size_t key) {
+    return operand(at(g->v, key * g->k_ld, g->type), g->k_ld, g->type, 0);
+}
+
 // o = e v for m queries from `row` on, each of the values that it sees alone: what is not finite must not get through a
 // probability of zero. e begins at key `from`. Leaves `packed` with other content.
 static void product_by_rows(const struct attention_args *g, float *o, size_t dim, size_t row, size_t m, const float *e,
@@ -134,9 +143,21 @@ static void product_by_rows(const struct attention_args *g, float *o, size_t dim
     size_t d = g->head_dim;
     for (size_t i = 0; i < m; i++) {
         size_t visible = visible_to(g, row + i), unseen = first_seen(g, visible), n = visible - unseen;
-        pack_b(packed, operand(at(g->v, unseen * g->k_ld, g->type), g->k_ld, g->type, 0), d, n, bf16);
+        pack_b(packed, values_from(g, unseen), d, n, bf16);
         product(o + i * dim, dim, 1, d, n, operand(at(e + i * e_ld, unseen - from, g->type), n, g->type, 0), packed,
                 units(n, bf16), 1, bf16, a_buffer);
+    }
+}
+
+// c = A B for few rows straight from B; what can't be done so is packed first.
+static void product_of_few(float *c, size_t ldc, size_t m, size_t n, size_t k, struct gemm_operand a,
+                           struct gemm_operand b, int bf16, uint32_t *packed, uint32_t *a_buffer) {
+    pack_a_tile(a_buffer, &a, 0, m, 0, k, bf16);
+    if (few_rows_of_columns(&b, n, m, a_buffer, k, c, ldc)) return;
+    for (size_t col = 0; col < n; col += NR) {
+        if (few_rows(&b, col, n, m, a_buffer, k, c + col, ldc, 1)) continue;
+        pack_b_panel(packed, NR, &b, col, min_size(NR, n - col), 0, k, bf16);
+        tile_for(m, n - col, bf16)(units(k, bf16), a_buffer, packed, c + col, ldc, 1);
     }
 }
 
@@ -150,15 +171,19 @@ static void attention(const struct attention_args *g, size_t first, size_t last,
     float *s = (float *)(v + (keys + 1) * dim);
     uint32_t *a_buffer = (uint32_t *)(s + MR * keys);
     float *o = (float *)(a_buffer + MR * (keys > dim ? keys : dim));
-    struct gemm_operand values = operand(at(g->v, lowest * g->k_ld, type), g->k_ld, type, 0);
-    pack_b(kt, operand(at(g->k, lowest * g->k_ld, type), g->k_ld, type, 1), packed, d, bf16);
-    pack_b(v, values, d, packed, bf16);
-    for (size_t row = first; row < last; row += MR) {
-        size_t m = min_size(MR, last - row), visible_all = visible_to(g, row + m - 1), end = round_up(visible_all, LANES);
+    int few = last - first < MANY_ROWS;
+    size_t step = few ? GEMV_ROWS : MR;
+    if (!few) {
+        pack_b(kt, keys_from(g, lowest), packed, d, bf16);
+        pack_b(v, values_from(g, lowest), d, packed, bf16);
+    }
+    for (size_t row = first; row < last; row += step) {
+        size_t m = min_size(step, last - row), visible_all = visible_to(g, row + m - 1), end = round_up(visible_all, LANES);
         size_t from = first_needed(g, visible_to(g, row)), n = visible_all - from;
         float *e = s + from;
-        product(e, keys, m, n, d, operand(at(g->q, row * g->q_ld, type), g->q_ld, type, 0), kt + (from - lowest) * d_ku,
-                d_ku, 1, bf16, a_buffer);
+        struct gemm_operand q = operand(at(g->q, row * g->q_ld, type), g->q_ld, type, 0);
+        if (few) product_of_few(e, keys, m, n, d, q, keys_from(g, from), bf16, kt, a_buffer);
+        else product(e, keys, m, n, d, q, kt + (from - lowest) * d_ku, d_ku, 1, bf16, a_buffer);
         float sums[MR];
         for (size_t i = 0; i < m; i++) {
             float max;
@@ -166,11 +191,12 @@ static void attention(const struct attention_args *g, size_t first, size_t last,
             g->lse[(row + i) * g->lse_ld] = max + s_log(sums[i]);
         }
         if (bf16) round_rows(e, m, keys, end - from);
-        product(o, dim, m, d, n, rows_operand(e, keys, bf16, 0), v + units(from - lowest, bf16) * NR, k_ku, 1, bf16,
-                a_buffer);
+        struct gemm_operand p = rows_operand(e, keys, bf16, 0);
+        if (few) product_of_few(o, dim, m, d, n, p, values_from(g, from), bf16, v, a_buffer);
+        else product(o, dim, m, d, n, p, v + units(from - lowest, bf16) * NR, k_ku, 1, bf16, a_buffer);
         if (!all_finite(o, dim, m, d)) {
             product_by_rows(g, o, dim, row, m, e, keys, from, v, a_buffer);
-            pack_b(v, values, d, packed, bf16);
+            if (!few) pack_b(v, values_from(g, lowest), d, packed, bf16);
         }
         for (size_t i = 0; i < m; i++)
             for (size_t j = 0; j < d; j += LANES)

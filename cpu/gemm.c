@@ -198,7 +198,7 @@ static void panels(const struct gemm_args *g, size_t column, size_t count, size_
         }
         size_t done = 0;
         if (g->bf16 && of_all && count == 1)
-            done = few_rows(&term->b, column, g->n, g->m, term->a, term->k, job.accumulators, !started);
+            done = few_rows(&term->b, column, g->n, g->m, term->a, term->k, job.accumulators, NR, !started);
         started |= done > 0;
         for (size_t u0 = done; u0 < units(g->terms[t].k, g->bf16); u0 += KC) {
             add_chunk(&job, chunk_at(g, column, t, u0), !started);

@@ -127,6 +127,14 @@ INLINE void pack_16_lines(uint32_t *dst, size_t width, size_t store, const char 
 // Packs `count` lines of `k` elements, each line contiguous, into [ku][width], zeros for lines beyond.
 INLINE void pack_lines(uint32_t *dst, size_t width, const void *src, size_t ld, int type, size_t count,
                        size_t k, int bf16) {
+    if (width == 1) { // nothing to interleave
+        size_t per_unit = bf16 ? 2 : 1, ku = units(k, bf16);
+        for (size_t u = 0; u < ku; u += LANES) {
+            vi x = count ? units_of_row(at(src, u * per_unit, type), k - u * per_unit, type, bf16) : vi_set1(0);
+            vf_store_n((float *)dst + u, vi_as_vf(x), ku - u < LANES ? (int)(ku - u) : LANES);
+        }
+        return;
+    }
     for (size_t line = 0; line < width; line += LANES) {
         size_t lines = count > line ? count - line : 0, store = width - line;
         pack_16_lines(dst + line, width, store < LANES ? store : LANES, at(src, line * ld, type), ld * type_size(type),

@@ -7,6 +7,12 @@
 
 // Rows of A that are taken at once at most.
 #define GEMV_ROWS 4
+// Rows from which on it pays to pack B first; without kernels of their own for few rows, packing twice never does.
+#if defined(LOWRANK_AVX512BF16)
+#define MANY_ROWS (2 * GEMV_ROWS + 1)
+#else
+#define MANY_ROWS (GEMV_ROWS + 1)
+#endif
 
 #if defined(LOWRANK_AVX512BF16)
 // Sixteen columns are a group, and the groups of a panel are taken at once: that hides the latency of an accumulator's
@@ -92,16 +98,17 @@ static int prepare_constants(struct gemv_constants *to, const struct quantized *
     return 1;
 }
 
-// What to ask the cache for while a panel's lines, of `row_bytes` each, are read: the next panel's memory in its order,
-// or, of lines so long that it would be gone again, what comes next in each.
+// What to ask the cache for while `used` bytes of each of a panel's lines, `row_bytes` apart, are read: the next panel's
+// memory in its order, or its part of each line, or, of lines so long that it would be gone again, what comes next in each.
 struct ahead {
     const char *from;
     size_t step, per_group;
 };
 
-INLINE struct ahead ahead_of(const void *data, size_t row, size_t row_bytes) {
+INLINE struct ahead ahead_of(const void *data, size_t row, size_t row_bytes, size_t used) {
     const char *line = (const char *)data + row * row_bytes;
-    if (row_bytes > 8192) return (struct ahead){line + 512, row_bytes, 64 - GROUPS * LANES * row_bytes};
+    size_t next = used > 8192 ? 512 : used < row_bytes ? NR * row_bytes : 0;
+    if (next) return (struct ahead){line + next, row_bytes, 64 - GROUPS * LANES * row_bytes};
     return (struct ahead){line + NR * row_bytes, 64, 0};
 }
 
@@ -146,33 +153,33 @@ INLINE void add_eight(vf *acc, const int m, vi codes, const uint32_t *a, const s
     }
 }
 
-// The accumulators of a panel, [m][NR] in memory.
-INLINE void load_accumulators(vf acc[GROUPS][GEMV_ROWS], const int m, const float *c, int first) {
+// The accumulators of a panel, [m][ldc] in memory.
+INLINE void load_accumulators(vf acc[GROUPS][GEMV_ROWS], const int m, const float *c, size_t ldc, int first) {
 #pragma GCC unroll 4
     for (int g = 0; g < GROUPS; g++)
 #pragma GCC unroll 4
-        for (int i = 0; i < m; i++) acc[g][i] = first ? vf_zero() : vf_load(c + i * NR + g * LANES);
+        for (int i = 0; i < m; i++) acc[g][i] = first ? vf_zero() : vf_load(c + (size_t)i * ldc + g * LANES);
 }
 
-INLINE void store_accumulators(vf acc[GROUPS][GEMV_ROWS], const int m, float *c) {
+INLINE void store_accumulators(vf acc[GROUPS][GEMV_ROWS], const int m, float *c, size_t ldc) {
 #pragma GCC unroll 4
     for (int g = 0; g < GROUPS; g++)
 #pragma GCC unroll 4
-        for (int i = 0; i < m; i++) vf_store(c + i * NR + g * LANES, acc[g][i]);
+        for (int i = 0; i < m; i++) vf_store(c + (size_t)i * ldc + g * LANES, acc[g][i]);
 }
 
 // c (+)= A B for the panel of B that is q's rows from `row` on. Returns the units of k that were done, all of them
 // unless a scale is too small.
 INLINE size_t gemv_4bit(const int m, const int zeros, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
-                        float *c, int first) {
+                        float *c, size_t ldc, int first) {
     const vf table = vf_load(q->levels);
     const int shift = __builtin_ctzll(q->block_cols);
     size_t span = GEMV_BLOCKS * q->block_cols, done = 0;
-    struct ahead ahead = ahead_of(q->codes, row, q->cols / 2);
+    struct ahead ahead = ahead_of(q->codes, row, q->cols / 2, q->cols / 2);
     struct gemv_constants constants[GROUPS];
     vi codes[GROUPS][LANES];
     vf acc[GROUPS][GEMV_ROWS];
-    load_accumulators(acc, m, c, first);
+    load_accumulators(acc, m, c, ldc, first);
     for (; done < k; done += span) {
         size_t left = k - done < span ? k - done : span;
         size_t blocks = (left + q->block_cols - 1) / q->block_cols;
@@ -193,18 +200,18 @@ INLINE size_t gemv_4bit(const int m, const int zeros, const struct quantized *q,
             }
         }
     }
-    store_accumulators(acc, m, c);
+    store_accumulators(acc, m, c, ldc);
     return (done < k ? done : k) / 2;
 }
 
 // The same for a matrix laid out for it (panels.h).
 INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
-                         float *c, int first) {
+                         float *c, size_t ldc, int first) {
     const vf table = vf_load(q->levels);
     const uint8_t *from = q->codes + panel_byte(q, row, 0);
     size_t block = panel_block(q, row, 0);
     vf acc[GROUPS][GEMV_ROWS];
-    load_accumulators(acc, m, c, first);
+    load_accumulators(acc, m, c, ldc, first);
     for (size_t done = 0; done < k; done += q->block_cols, block += PANEL_ROWS) {
         struct panel_levels levels[GROUPS];
 #pragma GCC unroll 2
@@ -230,18 +237,18 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
                 }
         }
     }
-    store_accumulators(acc, m, c);
+    store_accumulators(acc, m, c, ldc);
     return k / 2;
 }
 
 // The same for a matrix in bf16, of which 32 elements of each row are taken at a time.
 INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c,
-                        int first) {
+                        size_t ldc, int first) {
     size_t row_bytes = b->ld * sizeof(uint16_t), ku = units(k, 1);
-    struct ahead ahead = ahead_of(b->data, row, row_bytes);
+    struct ahead ahead = ahead_of(b->data, row, row_bytes, k * sizeof(uint16_t));
     vi pairs[GROUPS][LANES];
     vf acc[GROUPS][GEMV_ROWS];
-    load_accumulators(acc, m, c, first);
+    load_accumulators(acc, m, c, ldc, first);
     for (size_t u = 0; u < ku; u += LANES, a += LANES * m, ahead.from += ahead.per_group) {
         size_t left = k - 2 * u;
         for (int g = 0; g < GROUPS; g++) {
@@ -260,30 +267,31 @@ INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, c
 #pragma GCC unroll 4
                 for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[j * m + i], pairs[g][j]);
     }
-    store_accumulators(acc, m, c);
+    store_accumulators(acc, m, c, ldc);
     return ku;
 }
 
 #define GEMV(m)                                                                                                      \
-    static size_t gemv_##m(const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c, int first) { \
+    static size_t gemv_##m(const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c, size_t ldc, \
+                           int first) {                                                                              \
         const struct quantized *q = b->quantized;                                                                    \
-        if (!q) return gemv_bf16(m, b, row, a, k, c, first);                                                         \
+        if (!q) return gemv_bf16(m, b, row, a, k, c, ldc, first);                                                    \
         if (q->panels) switch (panel_kind_of(q)) {                                                                   \
-            case PANEL_ZEROS: return gemv_panel(m, PANEL_ZEROS, q, row, a, k, c, first);                             \
-            case PANEL_MINIMUMS: return gemv_panel(m, PANEL_MINIMUMS, q, row, a, k, c, first);                       \
-            default: return gemv_panel(m, PANEL_PLAIN, q, row, a, k, c, first);                                      \
+            case PANEL_ZEROS: return gemv_panel(m, PANEL_ZEROS, q, row, a, k, c, ldc, first);                        \
+            case PANEL_MINIMUMS: return gemv_panel(m, PANEL_MINIMUMS, q, row, a, k, c, ldc, first);                  \
+            default: return gemv_panel(m, PANEL_PLAIN, q, row, a, k, c, ldc, first);                                 \
             }                                                                                                        \
-        return q->zeros ? gemv_4bit(m, 1, q, row, a, k, c, first) : gemv_4bit(m, 0, q, row, a, k, c, first);         \
+        return q->zeros ? gemv_4bit(m, 1, q, row, a, k, c, ldc, first) : gemv_4bit(m, 0, q, row, a, k, c, ldc, first); \
     }
 GEMV(1)
 GEMV(2)
 GEMV(3)
 GEMV(4)
 
-// Units of k that were done for the panel from `column` on, 0 if it can't be done so.
-static size_t few_rows(const struct gemm_operand *b, size_t column, size_t columns, size_t m, const uint32_t *a, size_t k,
-                       float *c, int first) {
-    typedef size_t (*kernel)(const struct gemm_operand *, size_t, const uint32_t *, size_t, float *, int);
+// Units of k that were done for the panel from `column` on, 0 if it can't be done so. Rows of c are ldc apart.
+INLINE size_t few_rows(const struct gemm_operand *b, size_t column, size_t columns, size_t m, const uint32_t *a, size_t k,
+                       float *c, size_t ldc, int first) {
+    typedef size_t (*kernel)(const struct gemm_operand *, size_t, const uint32_t *, size_t, float *, size_t, int);
     static const kernel kernels[GEMV_ROWS] = {gemv_1, gemv_2, gemv_3, gemv_4};
     const struct quantized *q = b->quantized;
     if (m > GEMV_ROWS || !b->transposed || column + NR > columns) return 0;
@@ -291,12 +299,71 @@ static size_t few_rows(const struct gemm_operand *b, size_t column, size_t colum
     if (q && !q->panels && (has_minimums(q) || (q->nested && q->nested_shift < 4))) return 0;
     if (q ? q->format != CODES_4BIT || q->block_rows > 1 || q->cols % q->block_cols != 0 : b->type != TYPE_BF16)
         return 0;
-    return kernels[m - 1](b, column, a, k, c, first);
+    return kernels[m - 1](b, column, a, k, c, ldc, first);
+}
+
+// c = A B for 32 `groups` columns of a B in bf16 whose columns are contiguous, from b on: k rows, ld elements apart.
+INLINE void gemv_columns(const int m, const int groups, const uint16_t *b, size_t ld, const uint32_t *a, size_t k,
+                         float *c, size_t ldc) {
+    vf acc[2][2][GEMV_ROWS]; // [group][columns 0 to 3 of each eight, 4 to 7][row]
+#pragma GCC unroll 2
+    for (int g = 0; g < groups; g++)
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) acc[g][0][i] = acc[g][1][i] = vf_zero();
+    for (size_t u = 0; u < units(k, 1); u++, a += m, b += 2 * ld) {
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; g++) {
+            vi first = vi_load(b + 32 * g), second = 2 * u + 1 < k ? vi_load(b + ld + 32 * g) : vi_set1(0);
+            vi low = _mm512_unpacklo_epi16(second, first), high = _mm512_unpackhi_epi16(second, first);
+#pragma GCC unroll 4
+            for (int i = 0; i < m; i++) {
+                acc[g][0][i] = step_bf16(acc[g][0][i], a[i], low);
+                acc[g][1][i] = step_bf16(acc[g][1][i], a[i], high);
+            }
+        }
+    }
+    const vi order = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+#pragma GCC unroll 2
+    for (int g = 0; g < groups; g++)
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) {
+            float *to = c + (size_t)i * ldc + 32 * g;
+            vf_store(to, _mm512_permutex2var_ps(acc[g][0][i], order, acc[g][1][i]));
+            vf_store(to + LANES,
+                     _mm512_permutex2var_ps(acc[g][0][i], _mm512_or_epi32(order, vi_set1(8)), acc[g][1][i]));
+        }
+}
+
+#define GEMV_COLUMNS(m)                                                                                              \
+    static void gemv_columns_##m(const uint16_t *b, size_t ld, size_t n, const uint32_t *a, size_t k, float *c,      \
+                                 size_t ldc) {                                                                       \
+        size_t col = 0;                                                                                              \
+        for (; col + 64 <= n; col += 64) gemv_columns(m, 2, b + col, ld, a, k, c + col, ldc);                        \
+        if (col < n) gemv_columns(m, 1, b + col, ld, a, k, c + col, ldc);                                            \
+    }
+GEMV_COLUMNS(1)
+GEMV_COLUMNS(2)
+GEMV_COLUMNS(3)
+GEMV_COLUMNS(4)
+
+// c = A B for few rows and a B in bf16 as gemv_columns takes it, of n columns; whether it was done.
+INLINE int few_rows_of_columns(const struct gemm_operand *b, size_t n, size_t m, const uint32_t *a, size_t k, float *c,
+                               size_t ldc) {
+    typedef void (*kernel)(const uint16_t *, size_t, size_t, const uint32_t *, size_t, float *, size_t);
+    static const kernel kernels[GEMV_ROWS] = {gemv_columns_1, gemv_columns_2, gemv_columns_3, gemv_columns_4};
+    if (m > GEMV_ROWS || b->transposed || b->quantized || b->type != TYPE_BF16 || n % 32 != 0) return 0;
+    kernels[m - 1](b->data, b->ld, n, a, k, c, ldc);
+    return 1;
 }
 #else
-static size_t few_rows(const struct gemm_operand *b, size_t column, size_t columns, size_t m, const uint32_t *a, size_t k,
-                       float *c, int first) {
-    (void)b, (void)column, (void)columns, (void)m, (void)a, (void)k, (void)c, (void)first;
+INLINE int few_rows_of_columns(const struct gemm_operand *b, size_t n, size_t m, const uint32_t *a, size_t k, float *c,
+                               size_t ldc) {
+    (void)b, (void)n, (void)m, (void)a, (void)k, (void)c, (void)ldc;
+    return 0;
+}
+INLINE size_t few_rows(const struct gemm_operand *b, size_t column, size_t columns, size_t m, const uint32_t *a, size_t k,
+                       float *c, size_t ldc, int first) {
+    (void)b, (void)column, (void)columns, (void)m, (void)a, (void)k, (void)c, (void)ldc, (void)first;
     return 0;
 }
 #endif

@@ -2,7 +2,8 @@
 //!
 //! Every shape of a training step is known and repeats, so blocks are kept by size class and handed out
 //! again; a tensor gives its block back when its last handle is dropped. Freed blocks are kept only as far
-//! as the footprint stays within the largest live set seen, so the process never holds more than its peak.
+//! as the footprint stays within the largest live set seen and a little more, so the process hardly holds more than its
+//! peak.
 
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
@@ -15,6 +16,10 @@ pub const ALIGNMENT: usize = 64;
 
 /// Blocks from this size on come straight from the system and go straight back to it.
 const MAP_THRESHOLD: usize = 256 * 1024;
+
+/// What an arena may hold above its peak: the small blocks of a decoded token's hundreds of operations, whose sizes take
+/// turns, would else be freed and allocated again and again.
+const SLACK: usize = 1 << 20;
 
 /// Where an arena on a device gets its memory.
 pub trait MemorySource: Send + Sync + std::fmt::Debug {
@@ -170,7 +175,7 @@ impl Arena {
                 memory
             }
             None => {
-                let keep = pool.peak.saturating_sub(pool.live + size);
+                let keep = (pool.peak + SLACK).saturating_sub(pool.live + size);
                 pool.trim(keep);
                 match &pool.source {
                     Some(source) => Memory::Device(source.allocate(size)?, source.clone()),
@@ -265,7 +270,7 @@ impl Drop for Block {
         if let Some(memory) = self.memory.take() {
             pool.free.entry(self.size).or_default().push(memory);
             pool.cached += self.size;
-            let keep = pool.peak - pool.live;
+            let keep = pool.peak + SLACK - pool.live;
             pool.trim(keep);
         }
     }
@@ -304,12 +309,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_never_exceeds_the_peak() {
+    fn what_is_held_hardly_exceeds_the_peak() {
         let arena = Arena::new();
         drop(arena.allocate(8 << 20).unwrap());
         let small: Vec<_> = (0..7).map(|_| arena.allocate(1 << 20).unwrap()).collect();
         let pool = arena.inner.lock().unwrap();
-        assert!(pool.live + pool.cached <= pool.peak);
+        assert!(pool.live + pool.cached <= pool.peak + SLACK);
         drop(pool);
         drop(small);
     }
