@@ -236,7 +236,8 @@ fn products_of_matrices_laid_out_for_decoding() {
                     let w = random(&backend, shape, DType::F32, &mut values);
                     backend.quantize(&w, &config).unwrap()
                 };
-                let laid_out = backend.lay_out_for_decoding(&w).unwrap();
+                let (mut laid_out, mut second) = (w.clone(), w.clone());
+                backend.lay_out_for_decoding(&mut [&mut laid_out, &mut second]).unwrap();
                 let context = format!("{} {} {shape:?}", backend.name(), config.format.name);
                 let whole = shape[0] % 32 == 0 && shape[1] % config.blocksize == 0;
                 let taken = whole && backend.name().contains("avx512bf16");
@@ -244,6 +245,10 @@ fn products_of_matrices_laid_out_for_decoding() {
                 for dtype in [DType::F32, DType::BF16] {
                     let [a, b] = [&w, &laid_out].map(|w| bytes(&backend, &dequantized(&backend, w, dtype)));
                     assert!(a == b, "{context} to {dtype}");
+                    assert!(
+                        a == bytes(&backend, &dequantized(&backend, &second, dtype)),
+                        "{context}, the second"
+                    );
                     for (rows, transposed) in [
                         (1, true),
                         (2, true),
@@ -280,7 +285,8 @@ fn products_with_denormal_weights() {
         let tiny: Vec<f32> =
             (0..32 * 128).map(|i| values.value() * if i / 64 % 2 == 0 { 2e-38 } else { 3e-39 }).collect();
         let w = backend.quantize(&backend.from_slice(&tiny, &[32, 128]).unwrap(), &config).unwrap();
-        let laid_out = backend.lay_out_for_decoding(&w).unwrap();
+        let mut laid_out = w.clone();
+        backend.lay_out_for_decoding(&mut [&mut laid_out]).unwrap();
         assert_eq!(laid_out.layout(), Layout::Rows, "{}", backend.name());
         let plain = dequantized(&backend, &w, DType::BF16);
         let a = backend.from_slice(&vec![bf16::from_f32(1e20); 3 * 128], &[3, 128]).unwrap();

@@ -354,10 +354,15 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// `out = x`, rounded to `out`'s type (f32, bf16 or f16).
     fn dequantize(&self, out: &mut Tensor, x: &Quantized) -> Result<()>;
 
-    /// The same matrix in the layout in which this backend multiplies few rows by its transpose fastest; `x` itself
-    /// where there is none. Every operation takes it, but those that train are slower, and it can't be saved.
-    fn lay_out_for_decoding(&self, x: &Quantized) -> Result<Quantized> {
-        Ok(x.clone())
+    /// Puts matrices into the layout in which this backend multiplies few rows by their transposes fastest, in the order
+    /// in which they are used, where there is one. Every operation takes it, but those that train are slower, and it can't
+    /// be saved.
+    ///
+    /// # Errors
+    /// When memory can't be had; those that were laid out before stay so.
+    fn lay_out_for_decoding(&self, all: &mut [&mut Quantized]) -> Result<()> {
+        let _ = all;
+        Ok(())
     }
 
     /// `out[i] = x[rows[i]]`, converted to `out`'s type; `rows` is i32. Embedding lookup.

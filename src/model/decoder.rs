@@ -242,12 +242,14 @@ impl Model {
             head.release_pages();
             *head = copy;
         }
-        for linear in self.linears_mut() {
-            if let Parameter::Frozen(Weight::Quantized(matrix)) = &mut linear.weight {
-                *matrix = backend.lay_out_for_decoding(matrix)?;
-            }
-        }
-        Ok(())
+        let linears = self.linears_mut().into_iter();
+        let mut all: Vec<_> = linears
+            .filter_map(|linear| match &mut linear.weight {
+                Parameter::Frozen(Weight::Quantized(matrix)) => Some(matrix),
+                _ => None,
+            })
+            .collect();
+        backend.lay_out_for_decoding(&mut all)
     }
 
     /// All base parameters by their Hugging Face names, in the order of [`Model::modules`]. A tied head is

@@ -282,8 +282,8 @@ impl Kernels for Cpu {
         self.run_dequantize(out, x)
     }
 
-    fn lay_out_for_decoding(&self, x: &Quantized) -> Result<Quantized> {
-        self.run_lay_out(x)
+    fn lay_out_for_decoding(&self, all: &mut [&mut Quantized]) -> Result<()> {
+        self.run_lay_out(all)
     }
 
     fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {

@@ -84,17 +84,49 @@ pub(super) fn view(x: &Quantized) -> quantized {
 /// Rows and columns of which a panel's parts are made (`cpu/panels.h`).
 const PANEL: usize = 32;
 
+/// Bytes of codes from which on no more matrices are laid out in one block of memory. Small blocks would have small
+/// pages, and looking those up slows reading by a third.
+const LAID_OUT_TOGETHER: usize = 16 << 20;
+
+/// Whether the matrix's format and shape allow panels.
+fn has_panels(x: &Quantized) -> bool {
+    let ([rows, cols], geometry) = (*x.shape(), x.geometry());
+    let whole = rows.is_multiple_of(PANEL) && cols.is_multiple_of(PANEL) && rows * cols > 0;
+    let blocks = geometry.block_rows == 0 && cols.is_multiple_of(geometry.block_cols);
+    x.config().format.bits() == 4 && x.layout() == Layout::Rows && whole && blocks
+}
+
 impl Cpu {
-    /// The matrix in panels if its format, shape and scales, and the instruction set, allow it.
-    pub(super) fn run_lay_out(&self, x: &Quantized) -> Result<Quantized> {
-        let ([rows, cols], geometry) = (*x.shape(), x.geometry());
-        let whole = rows.is_multiple_of(PANEL) && cols.is_multiple_of(PANEL) && rows * cols > 0;
-        let blocks = geometry.block_rows == 0 && cols.is_multiple_of(geometry.block_cols);
-        if x.config().format.bits() != 4 || x.layout() != Layout::Rows || !whole || !blocks {
-            return Ok(x.clone());
+    /// Puts the matrices into panels whose format, shape and scales, and the instruction set, allow it.
+    pub(super) fn run_lay_out(&self, all: &mut [&mut Quantized]) -> Result<()> {
+        let mut all: Vec<_> = all.iter_mut().filter(|x| has_panels(x)).collect();
+        let mut rest = &mut all[..];
+        while !rest.is_empty() {
+            let (mut count, mut bytes, mut blocks) = (0, 0, 0);
+            while count < rest.len() && bytes < LAID_OUT_TOGETHER {
+                bytes += rest[count].codes().elements();
+                blocks += rest[count].geometry().count;
+                count += 1;
+            }
+            let (group, others) = rest.split_at_mut(count);
+            let (codes, scales) = (self.empty(&[bytes], DType::U8)?, self.empty(&[blocks], DType::F32)?);
+            let (mut byte, mut block) = (0, 0);
+            for x in group {
+                let (bytes, blocks) = (x.codes().elements(), x.geometry().count);
+                let to = (codes.slice(byte..byte + bytes)?, scales.slice(block..block + blocks)?);
+                if let Some(laid_out) = self.lay_out(x, to)? {
+                    ***x = laid_out;
+                }
+                (byte, block) = (byte + bytes, block + blocks);
+            }
+            rest = others;
         }
-        let mut codes = self.empty(&[x.codes().elements()], DType::U8)?;
-        let mut scales = self.empty(&[geometry.count], DType::F32)?;
+        Ok(())
+    }
+
+    /// The matrix in panels, its codes and scales in the tensors given; none if its scales don't allow it.
+    fn lay_out(&self, x: &Quantized, (mut codes, mut scales): (Tensor, Tensor)) -> Result<Option<Quantized>> {
+        let ([rows, cols], geometry) = (*x.shape(), x.geometry());
         let mut zeros = x.zeros().map(|z| self.empty(z.shape(), DType::U8)).transpose()?;
         let mut minimums = x.minimums().map(|_| self.empty(&[geometry.count], DType::F32)).transpose()?;
         let from = view(x);
@@ -117,10 +149,8 @@ impl Cpu {
                 takes.store(false, Ordering::Relaxed);
             }
         });
-        if !takes.into_inner() {
-            return Ok(x.clone());
-        }
-        Ok(x.laid_out(Layout::Panels, codes, scales, zeros, minimums))
+        let takes = takes.into_inner();
+        Ok(takes.then(|| x.laid_out(Layout::Panels, codes, scales, zeros, minimums)))
     }
 
     pub(super) fn run_quantize(&self, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
