@@ -27,38 +27,37 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     };
     let config = generation_config(args, &tokenizer);
     let mut stdout = std::io::stdout();
-    let mut shown = 0;
-    let mut stopped: Option<String> = None;
+    let mut stream = tokenizer.decode_stream(true);
+    let (mut text, mut shown) = (String::new(), 0);
+    let mut stopped = false;
     let mut failed = None;
+    let longest_stop = args.stop.iter().map(String::len).max().unwrap_or(0);
     let generation = generate(&model, &prompt, &config, |tokens| {
-        let text = match tokenizer.decode(tokens, true) {
-            Ok(text) => text,
+        let added = match tokens.last().map_or(Ok(String::new()), |id| stream.push(*id)) {
+            Ok(added) => added,
             Err(e) => {
                 failed = Some(e);
                 return false;
             }
         };
-        let end = args.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
-        let visible = &text[..end.unwrap_or(text.len())];
-        if !args.json
-            && !visible.ends_with('\u{fffd}')
-            && visible.len() > shown
-            && end.is_none()
-            && !may_stop(visible, &args.stop)
-        {
-            let _ = write!(stdout, "{}", &visible[shown..]).and_then(|()| stdout.flush());
-            shown = visible.len();
+        let old = text.len().saturating_sub(longest_stop);
+        let from = (0..=old).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.push_str(&added);
+        if let Some(at) = args.stop.iter().filter_map(|stop| text[from..].find(stop.as_str())).min() {
+            text.truncate(from + at);
+            stopped = true;
+        } else if !args.json && !added.is_empty() && !may_stop(&text, &args.stop) {
+            let _ = write!(stdout, "{}", &text[shown..]).and_then(|()| stdout.flush());
+            shown = text.len();
         }
-        stopped = end.map(|_| visible.to_string());
-        end.is_none()
+        !stopped
     })?;
     if let Some(error) = failed {
         return Err(error);
     }
-    let text = match stopped {
-        Some(text) => text,
-        None => tokenizer.decode(&generation.tokens, true)?,
-    };
+    if !stopped {
+        text.push_str(&stream.finish()?);
+    }
     if args.json {
         let value = json!({
             "prompt_tokens": prompt.len(),
