@@ -1,4 +1,4 @@
-// Products of a few rows with a matrix in bf16 or in codes of four bits, which goes from memory to registers and no
+// Products of a few rows with a matrix in bf16 or in codes of four or eight bits, which goes from memory to registers and no
 // further: what decoding a text needs. Accumulators see k ascending, each element rounded to bf16, as everywhere.
 #ifndef LOWRANK_GEMV_H
 #define LOWRANK_GEMV_H
@@ -241,6 +241,68 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
     return k / 2;
 }
 
+// Scales of sixteen rows at a column, each row's twice side by side; whether they are safe in hardware.
+INLINE int scales_twice(vf scale[2], const struct quantized *q, size_t row, size_t col) {
+    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    float s[LANES];
+    for (size_t i = 0, run; i < LANES; i++) s[i] = scale_of(q, block_of(q, row + i, col, &run));
+    scale[0] = _mm512_permutexvar_ps(low_half, vf_load(s));
+    scale[1] = _mm512_permutexvar_ps(_mm512_add_epi32(low_half, _mm512_set1_epi32(8)), vf_load(s));
+    return all_normal(vf_load(s));
+}
+
+// The same for a matrix in codes of eight bits, of which 64 of each row are taken at a time, four in a lane.
+INLINE size_t gemv_8bit(const int m, const int32_t format, const struct quantized *q, size_t row, const uint32_t *a,
+                        size_t k, float *c, size_t ldc, int first) {
+    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
+    struct ahead ahead = ahead_of(q->codes, row, q->cols, k);
+    size_t col = 0, next = 0;
+    vi codes[GROUPS][LANES];
+    vf scale[GROUPS][2], acc[GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, c, ldc, first);
+    for (; col < k; col += 4, a += 2 * m) {
+        if (col == next) { // of a block
+            int safe = 1;
+            for (size_t g = 0; g < GROUPS; g++) safe &= scales_twice(scale[g], q, row + g * LANES, col);
+            if (!safe) break;
+            next += q->block_cols;
+        }
+        if (col % 64 == 0) {
+            __mmask64 present = k - col < 64 ? (1ull << (k - col)) - 1 : ~0ull;
+            for (size_t g = 0; g < GROUPS; g++) {
+                const uint8_t *from = q->codes + (row + g * LANES) * q->cols + col;
+#pragma GCC unroll 16
+                for (size_t i = 0; i < LANES; i++) {
+                    ask(&ahead);
+                    codes[g][i] = _mm512_maskz_loadu_epi8(present, from + i * q->cols);
+                }
+                transpose16(codes[g]);
+            }
+            ahead.from += ahead.per_group;
+        }
+#pragma GCC unroll 2
+        for (int g = 0; g < GROUPS; g++) {
+            vi four = codes[g][col % 64 / 4];
+            vi code[2] = {_mm512_permutexvar_epi32(low_half, four), _mm512_permutexvar_epi32(high_half, four)};
+#pragma GCC unroll 2
+            for (int p = 0; p < 2; p++) {
+                // Even lanes get the later element of a pair: the low half of a unit.
+                vi shift = _mm512_set1_epi64((long long)(16 * p) << 32 | (16 * p + 8));
+                vf x[2];
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++)
+                    x[h] = vf_mul(levels_of_bytes(format, _mm512_srlv_epi32(code[h], shift)), scale[g][h]);
+                vi pair = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
+#pragma GCC unroll 4
+                for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[p * m + i], pair);
+            }
+        }
+    }
+    store_accumulators(acc, m, c, ldc);
+    return col / 2;
+}
+
 // The same for a matrix in bf16, of which 32 elements of each row are taken at a time.
 INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c,
                         size_t ldc, int first) {
@@ -276,6 +338,9 @@ INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, c
                            int first) {                                                                              \
         const struct quantized *q = b->quantized;                                                                    \
         if (!q) return gemv_bf16(m, b, row, a, k, c, ldc, first);                                                    \
+        if (q->format == CODES_INT8) return gemv_8bit(m, CODES_INT8, q, row, a, k, c, ldc, first);                   \
+        if (q->format == CODES_E4M3) return gemv_8bit(m, CODES_E4M3, q, row, a, k, c, ldc, first);                   \
+        if (q->format == CODES_E5M2) return gemv_8bit(m, CODES_E5M2, q, row, a, k, c, ldc, first);                   \
         if (q->panels) switch (panel_kind_of(q)) {                                                                   \
             case PANEL_ZEROS: return gemv_panel(m, PANEL_ZEROS, q, row, a, k, c, ldc, first);                        \
             case PANEL_MINIMUMS: return gemv_panel(m, PANEL_MINIMUMS, q, row, a, k, c, ldc, first);                  \
@@ -295,10 +360,14 @@ INLINE size_t few_rows(const struct gemm_operand *b, size_t column, size_t colum
     static const kernel kernels[GEMV_ROWS] = {gemv_1, gemv_2, gemv_3, gemv_4};
     const struct quantized *q = b->quantized;
     if (m > GEMV_ROWS || !b->transposed || column + NR > columns) return 0;
-    // Other constants in GGUF's forms are taken panel by panel.
-    if (q && !q->panels && (has_minimums(q) || (q->nested && q->nested_shift < 4))) return 0;
-    if (q ? q->format != CODES_4BIT || q->block_rows > 1 || q->cols % q->block_cols != 0 : b->type != TYPE_BF16)
-        return 0;
+    if (!q && b->type != TYPE_BF16) return 0;
+    if (q && q->block_rows == 0 && q->cols % q->block_cols != 0) return 0;
+    if (q && q->format == CODES_4BIT) {
+        // Other constants in GGUF's forms are taken panel by panel.
+        if (q->block_rows > 1 || (!q->panels && (has_minimums(q) || (q->nested && q->nested_shift < 4)))) return 0;
+    } else if (q) {
+        if (q->format == CODES_6BIT || has_minimums(q) || q->cols % 4 != 0 || q->block_cols % 4 != 0) return 0;
+    }
     return kernels[m - 1](b, column, a, k, c, ldc, first);
 }
 

@@ -75,9 +75,10 @@ INLINE vf small_float(vi code, int fraction, float bias) {
     return vi_as_vf(vi_or(sign, vf_as_vi(vf_mul(vi_as_vf(magnitude), vf_set1(bias)))));
 }
 
-INLINE vf levels_of_bytes(const struct quantized *q, vi code) {
-    if (q->format == CODES_INT8) return vi_to_vf(vi_sra(vi_sll(code, 24), 24));
-    return q->format == CODES_E4M3 ? small_float(code, 3, 0x1p120f) : small_float(code, 2, 0x1p112f);
+// Levels of codes of eight bits; higher bits are anything.
+INLINE vf levels_of_bytes(int32_t format, vi code) {
+    if (format == CODES_INT8) return vi_to_vf(vi_sra(vi_sll(code, 24), 24));
+    return format == CODES_E4M3 ? small_float(code, 3, 0x1p120f) : small_float(code, 2, 0x1p112f);
 }
 
 // The high two bits of six-bit codes follow the low four of all.
@@ -93,7 +94,7 @@ INLINE float level_of(const struct quantized *q, size_t element) {
         return (float)((code | (*high_bits(q, element) >> (2 * (element % 4)) & 3) << 4) - 32);
     }
     float t[LANES];
-    vf_store(t, levels_of_bytes(q, vi_set1(q->codes[element])));
+    vf_store(t, levels_of_bytes(q->format, vi_set1(q->codes[element])));
     return t[0];
 }
 
@@ -148,7 +149,7 @@ INLINE vf levels16(const struct quantized *q, size_t element) {
         vi low = vi_and(vi_load_nibbles(q->codes + element / 2), vi_set1(15));
         return vi_to_vf(vi_sub(vi_or(low, vi_sll(vi_load_crumbs(high_bits(q, element)), 4)), vi_set1(32)));
     }
-    return levels_of_bytes(q, vi_load_u8(q->codes + element));
+    return levels_of_bytes(q->format, vi_load_u8(q->codes + element));
 }
 
 // Columns [col, col + n) of a row as floats; reads no code beyond the last.
