@@ -1,8 +1,9 @@
 //! Whether operands fit an operation: the checks that every backend makes before it writes anything.
 
-use super::{AttentionShape, Gemm, RopeShape};
+use super::{AttentionShape, Gemm, Moments8bit, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::quant::dynamic_map::MOMENTS_BLOCKSIZE;
 use crate::tensor::Tensor;
 
 pub(super) fn ensure(holds: bool, operation: &'static str, message: impl FnOnce() -> String) -> Result<()> {
@@ -67,11 +68,60 @@ pub(super) fn copy_columns(
 }
 
 /// A norm's weight and bias for rows of `cols` elements.
-pub(super) fn norm_weight(weight: &Tensor, bias: Option<&Tensor>, cols: usize) -> Result<()> {
+fn norm_weight(weight: &Tensor, bias: Option<&Tensor>, cols: usize) -> Result<()> {
     let fits = |t: &Tensor| t.elements() == cols && t.dtype() == weight.dtype() && t.dtype().is_float();
     ensure(fits(weight) && bias.is_none_or(fits), "norm", || {
         format!("expected a weight (and bias) of {cols}, found {:?} {}", weight.shape(), weight.dtype())
     })
+}
+
+/// Numbers that a norm keeps of a row: its mean and the reciprocal of its deviation, or the latter alone.
+pub(super) fn stats_per_row(layer_norm: bool) -> usize {
+    if layer_norm { 2 } else { 1 }
+}
+
+pub(super) fn norm(
+    y: &Tensor,
+    stats: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    layer_norm: bool,
+) -> Result<DType> {
+    let dtype = ensure_alike("norm", &[y, x])?;
+    ensure_f32("norm", &[(stats, x.rows() * stats_per_row(layer_norm))])?;
+    norm_weight(weight, bias, x.cols())?;
+    Ok(dtype)
+}
+
+pub(super) fn norm_backward(
+    dx: Option<&Tensor>,
+    dweight: Option<&Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    stats: &Tensor,
+    weight: &Tensor,
+    layer_norm: bool,
+) -> Result<DType> {
+    let dtype = ensure_alike("norm_backward", &[dy, x, dx.unwrap_or(dy)])?;
+    ensure_f32("norm_backward", &[(stats, x.rows() * stats_per_row(layer_norm))])?;
+    if let Some(dweight) = dweight {
+        ensure_f32("norm_backward", &[(dweight, x.cols())])?;
+    }
+    norm_weight(weight, None, x.cols())?;
+    Ok(dtype)
+}
+
+/// AdamW's operands with moments in eight bits; the number of their blocks.
+pub(super) fn moments_8bit(p: &Tensor, g: &Tensor, moments: &Moments8bit<'_>) -> Result<usize> {
+    let (n, blocks) = (p.elements(), p.elements().div_ceil(MOMENTS_BLOCKSIZE));
+    ensure_f32("adamw_8bit", &[(p, n), (g, n), (moments.m_absmax, blocks), (moments.v_absmax, blocks)])?;
+    for codes in [&*moments.m, &*moments.v] {
+        ensure(codes.dtype() == DType::U8 && codes.elements() == n, "adamw_8bit", || {
+            format!("expected {n} codes, found {:?} {}", codes.shape(), codes.dtype())
+        })?;
+    }
+    Ok(blocks)
 }
 
 pub(super) fn rope(x: &Tensor, table: &Tensor, positions: &Tensor, shape: &RopeShape) -> Result<DType> {

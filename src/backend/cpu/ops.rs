@@ -236,11 +236,8 @@ impl Cpu {
         eps: f32,
         layer_norm: bool,
     ) -> Result<()> {
-        let code = type_code(ensure_alike("norm", &[y, x])?);
+        let code = type_code(check::norm(y, stats, x, weight, bias, layer_norm)?);
         let (rows, cols) = (x.rows(), x.cols());
-        let per_row = if layer_norm { 2 } else { 1 };
-        ensure_f32("norm", &[(stats, rows * per_row)])?;
-        check::norm_weight(weight, bias, cols)?;
         let weight_code = type_code(weight.dtype());
         let bias = bias.map_or(Shared(std::ptr::null_mut()), |b| Shared(b.host_bytes().cast_mut()));
         let (y, stats, x, w) =
@@ -271,11 +268,11 @@ impl Cpu {
         weight: &Tensor,
         layer_norm: bool,
     ) -> Result<()> {
-        let code = type_code(ensure_alike("norm_backward", &[dy, x])?);
+        let (dx_, dweight_) = (dx.as_deref(), dweight.as_deref());
+        let checked = check::norm_backward(dx_, dweight_, dy, x, stats, weight, layer_norm)?;
+        let code = type_code(checked);
         let (rows, cols) = (x.rows(), x.cols());
-        let per_row = if layer_norm { 2 } else { 1 };
-        ensure_f32("norm_backward", &[(stats, rows * per_row)])?;
-        check::norm_weight(weight, None, cols)?;
+        let per_row = check::stats_per_row(layer_norm);
         let weight_code = type_code(weight.dtype());
         let (dy_, x_, stats, w) =
             (Elements::of(dy), Elements::of(x), Elements::of(stats), Elements::of(weight));
@@ -283,7 +280,6 @@ impl Cpu {
         let dweight_kernel =
             if layer_norm { kernel!(self, layer_norm_dweight) } else { kernel!(self, rms_norm_dweight) };
         if let Some(dweight) = dweight {
-            ensure_f32("norm_backward", &[(dweight, cols)])?;
             let dweight = Elements::of_mut(dweight)?;
             // SAFETY: each job has its own columns.
             self.run_chunks(cols, 64, |first, len| unsafe {
@@ -301,7 +297,6 @@ impl Cpu {
             });
         }
         let Some(dx) = dx else { return Ok(()) };
-        ensure_alike("norm_backward", &[dx, dy])?;
         let dx = Elements::of_mut(dx)?;
         self.run_rows(rows, cols, |i| {
             let o = i * cols;

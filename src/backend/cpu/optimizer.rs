@@ -3,25 +3,25 @@
 use super::bindings::{adamw_args, moments_8bit};
 use super::ops::{Elements, GRAIN};
 use super::{Cpu, Shared, kernel};
-use crate::backend::check::{ensure, ensure_f32};
+use crate::backend::check::{self, ensure_f32};
 use crate::backend::{Moments8bit, OptimizerStep};
-use crate::dtype::DType;
 use crate::error::Result;
-use crate::quant::dynamic_map::{DynamicMap, MOMENTS_BLOCKSIZE};
+use crate::quant::dynamic_map::DynamicMap;
 use crate::tensor::Tensor;
 
 fn arguments(step: &OptimizerStep) -> adamw_args {
+    let c = step.constants();
     adamw_args {
-        grad_scale: step.grad_scale,
-        decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-        beta1: step.beta1 as f32,
-        one_minus_beta1: (1.0 - step.beta1) as f32,
-        beta2: step.beta2 as f32,
-        one_minus_beta2: (1.0 - step.beta2) as f32,
-        bias_correction2_sqrt: step.bias_correction2_sqrt as f32,
-        epsilon: step.epsilon as f32,
-        step_size: (step.learning_rate / step.bias_correction1) as f32,
-        weight_decay: step.weight_decay as f32,
+        grad_scale: c.grad_scale,
+        decay: c.decay,
+        beta1: c.beta1,
+        one_minus_beta1: c.one_minus_beta1,
+        beta2: c.beta2,
+        one_minus_beta2: c.one_minus_beta2,
+        bias_correction2_sqrt: c.bias_correction2_sqrt,
+        epsilon: c.epsilon,
+        step_size: c.step_size,
+        weight_decay: c.weight_decay,
     }
 }
 
@@ -53,13 +53,7 @@ impl Cpu {
         moments: &mut Moments8bit<'_>,
         step: &OptimizerStep,
     ) -> Result<()> {
-        let (n, blocks) = (p.elements(), p.elements().div_ceil(MOMENTS_BLOCKSIZE));
-        ensure_f32("adamw_8bit", &[(p, n), (g, n), (moments.m_absmax, blocks), (moments.v_absmax, blocks)])?;
-        for codes in [&*moments.m, &*moments.v] {
-            ensure(codes.dtype() == DType::U8 && codes.elements() == n, "adamw_8bit", || {
-                format!("expected {n} codes, found {:?} {}", codes.shape(), codes.dtype())
-            })?;
-        }
+        let (n, blocks) = (p.elements(), check::moments_8bit(p, g, moments)?);
         let args = arguments(step);
         let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
         let operands = moments_8bit {

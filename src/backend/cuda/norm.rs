@@ -15,11 +15,6 @@ const ROWS_PER_BLOCK: usize = 8;
 /// Threads of a block where each has a column.
 const COLUMN_THREADS: usize = 64;
 
-/// Numbers that a row's statistics have.
-fn per_row(layer_norm: bool) -> usize {
-    if layer_norm { 2 } else { 1 }
-}
-
 fn kernel(layer_norm: bool, part: &str, dtype: DType) -> String {
     format!("{}_norm{part}_{dtype}", if layer_norm { "layer" } else { "rms" })
 }
@@ -38,10 +33,8 @@ pub(super) fn norm(
     eps: f32,
     layer_norm: bool,
 ) -> Result<()> {
-    let dtype = ensure_alike("norm", &[y, x])?;
+    let dtype = check::norm(y, stats, x, weight, bias, layer_norm)?;
     let (rows, cols) = (x.rows(), x.cols());
-    ensure_f32("norm", &[(stats, rows * per_row(layer_norm))])?;
-    check::norm_weight(weight, bias, cols)?;
     let params = norm_params {
         y: written(y)?,
         stats: written(stats)?,
@@ -68,12 +61,10 @@ pub(super) fn norm_backward(
     weight: &Tensor,
     layer_norm: bool,
 ) -> Result<()> {
-    let dtype = ensure_alike("norm_backward", &[dy, x])?;
+    let operands = (dx.as_deref(), dweight.as_deref());
+    let dtype = check::norm_backward(operands.0, operands.1, dy, x, stats, weight, layer_norm)?;
     let (rows, cols) = (x.rows(), x.cols());
-    ensure_f32("norm_backward", &[(stats, rows * per_row(layer_norm))])?;
-    check::norm_weight(weight, None, cols)?;
     if let Some(dweight) = dweight {
-        ensure_f32("norm_backward", &[(dweight, cols)])?;
         let params = norm_dweight_params {
             dweight: written(dweight)?,
             dy: read(dy)?,
@@ -87,7 +78,6 @@ pub(super) fn norm_backward(
         unsafe { cuda.launch(&kernel(layer_norm, "_dweight", dtype), grid, COLUMN_THREADS, 0, &params)? };
     }
     let Some(dx) = dx else { return Ok(()) };
-    ensure_alike("norm_backward", &[dx, dy])?;
     let params = norm_dx_params {
         dx: written(dx)?,
         dy: read(dy)?,

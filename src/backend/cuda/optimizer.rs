@@ -2,31 +2,31 @@
 
 use super::bindings::*;
 use super::{Cuda, PACK, THREADS, read, written};
-use crate::backend::check::{ensure, ensure_f32};
+use crate::backend::check::{self, ensure_f32};
 use crate::backend::{Kernels, Moments8bit, OptimizerStep};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::dynamic_map::{DynamicMap, MOMENTS_BLOCKSIZE};
 use crate::tensor::Tensor;
 use std::ptr::null_mut;
 
 fn parameters(p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<optimizer_params> {
+    let c = step.constants();
     Ok(optimizer_params {
         n: p.elements() as u64,
         p: written(p)?,
         m: null_mut(),
         v: null_mut(),
         g: read(g)?,
-        grad_scale: step.grad_scale,
-        decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-        beta1: step.beta1 as f32,
-        one_minus_beta1: (1.0 - step.beta1) as f32,
-        beta2: step.beta2 as f32,
-        one_minus_beta2: (1.0 - step.beta2) as f32,
-        bias_correction2_sqrt: step.bias_correction2_sqrt as f32,
-        epsilon: step.epsilon as f32,
-        step_size: (step.learning_rate / step.bias_correction1) as f32,
-        weight_decay: step.weight_decay as f32,
+        grad_scale: c.grad_scale,
+        decay: c.decay,
+        beta1: c.beta1,
+        one_minus_beta1: c.one_minus_beta1,
+        beta2: c.beta2,
+        one_minus_beta2: c.one_minus_beta2,
+        bias_correction2_sqrt: c.bias_correction2_sqrt,
+        epsilon: c.epsilon,
+        step_size: c.step_size,
+        weight_decay: c.weight_decay,
     })
 }
 
@@ -87,13 +87,7 @@ pub(super) fn adamw_8bit(
     moments: &mut Moments8bit<'_>,
     step: &OptimizerStep,
 ) -> Result<()> {
-    let (n, blocks) = (p.elements(), p.elements().div_ceil(MOMENTS_BLOCKSIZE));
-    ensure_f32("adamw_8bit", &[(p, n), (g, n), (moments.m_absmax, blocks), (moments.v_absmax, blocks)])?;
-    for codes in [&*moments.m, &*moments.v] {
-        ensure(codes.dtype() == DType::U8 && codes.elements() == n, "adamw_8bit", || {
-            format!("expected {n} codes, found {:?} {}", codes.shape(), codes.dtype())
-        })?;
-    }
+    let blocks = check::moments_8bit(p, g, moments)?;
     let mut maps = cuda.maps.lock().expect("the lock is never held across a panic");
     if maps.is_none() {
         let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
