@@ -19,6 +19,9 @@ const FEW_ROWS: usize = 4;
 /// Products below this many multiplications run on the calling thread.
 const SERIAL_WORK: usize = 1 << 17;
 
+/// Many products of at most this many multiplications each run side by side, each on one thread.
+const SMALL_WORK: usize = 1 << 20;
+
 /// Results of at most this many columns, and at least four times as many rows, are computed as their
 /// transpose: the long operand is then packed panel by panel in cache instead of ahead, in memory.
 const SKINNY: usize = 128;
@@ -86,6 +89,8 @@ impl Cpu {
         }
         if prepared.iter().all(Prepared::has_few_rows) {
             self.run_few_rows(&prepared);
+        } else if prepared.len() >= 4 * self.threads && prepared.iter().all(|p| p.work <= SMALL_WORK) {
+            self.run_small(&prepared);
         } else {
             prepared.iter().for_each(|product| self.run_panels(&product.args, product.work));
         }
@@ -218,6 +223,27 @@ impl Cpu {
             let (start, count, first, last) = part(i);
             // SAFETY: the jobs' column panels and row tiles are disjoint; operands were checked.
             unsafe { kernel!(self, gemm_panels)(shared.at(0), start * width, count, first, last, scratch) };
+        });
+    }
+
+    /// Many small products, a job for each.
+    fn run_small(&self, products: &[Prepared<'_>]) {
+        let width = self.table.gemm_nr;
+        let all: Vec<_> = products
+            .iter()
+            .map(|p| (Shared(std::ptr::from_ref(&p.args).cast_mut()), p.args.m, p.args.n))
+            .collect();
+        let floats = |i: usize| {
+            // SAFETY: a pure function of its arguments.
+            unsafe { kernel!(self, gemm_scratch)(all[i].1, 1, 0, self.tiles(all[i].1)) }
+        };
+        let work: usize = products.iter().map(|product| product.work).sum();
+        self.run_with_scratch(all.len(), work < SERIAL_WORK, floats, |i, scratch| {
+            let (args, m, n) = &all[i];
+            for column in (0..*n).step_by(width) {
+                // SAFETY: each job writes its own product's result; operands were checked; the products outlive the jobs.
+                unsafe { kernel!(self, gemm_panels)(args.at(0), column, 1, 0, self.tiles(*m), scratch) };
+            }
         });
     }
 
