@@ -57,18 +57,52 @@ fn greedy_tokens_with_an_adapter() {
             let what = format!("{family}/{variant}");
             let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
             load_adapter(&mut model, &path(&what)).unwrap();
-            let golden = Golden::open(&format!("{what}/golden.safetensors"));
-            let prompt = golden.ids("greedy.prompt");
-            let mut cache = model.kv_cache(64).unwrap();
-            let mut logits = model.extend(&prompt, &mut cache).unwrap();
-            for (i, want) in golden.ids("greedy.tokens").iter().enumerate() {
-                let row = backend.to_vec::<f32>(&logits).unwrap();
-                let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-                assert_eq!(best as u32, *want, "{what}: token {i}");
-                logits = model.extend(&[*want], &mut cache).unwrap();
-            }
+            assert_greedy(&model, &what);
         }
     }
+}
+
+/// Fails unless the likeliest tokens are those of the folder's golden file.
+fn assert_greedy(model: &Model, what: &str) {
+    let golden = Golden::open(&format!("{what}/golden.safetensors"));
+    let mut cache = model.kv_cache(64).unwrap();
+    let mut logits = model.extend(&golden.ids("greedy.prompt"), &mut cache).unwrap();
+    for (i, want) in golden.ids("greedy.tokens").iter().enumerate() {
+        let row = model.backend.to_vec::<f32>(&logits).unwrap();
+        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        assert_eq!(best as u32, *want, "{what}: token {i}");
+        logits = model.extend(&[*want], &mut cache).unwrap();
+    }
+}
+
+/// Every method of the guides on every family: loss and greedy tokens.
+#[test]
+fn pairs_of_families_and_methods() {
+    // Llama 3's rope is that of `llama_rope_parameters`; no method is the base alone.
+    let families = ["gpt2", "llama", "llama_rope_parameters", "mistral", "qwen2", "qwen3", "glm", "glm4"];
+    let methods =
+        ["", "plain", "rslora", "dora", "layers", "prefix", "prefix_projection", "prompt", "ptuning"];
+    let config = std::fs::read_to_string(path("llama_rope_parameters/config.json")).unwrap();
+    assert!(config.contains(r#""rope_type": "llama3""#), "{config}");
+    let backend = Cpu::new(None).unwrap();
+    let mut seen = 0;
+    for family in families {
+        let batch = Golden::open(&format!("{family}/golden.safetensors")).batch();
+        for method in methods {
+            let what = format!("{family}/{method}");
+            let mut model = Model::load(&path(family), &backend, DType::F32).unwrap();
+            if !method.is_empty() {
+                load_adapter(&mut model, &path(&what)).unwrap_or_else(|e| panic!("{what}: {e}"));
+            }
+            let losses = backend.to_vec::<f32>(&model.evaluate(&batch).unwrap()).unwrap();
+            let loss = losses.iter().sum::<f32>() / losses.len() as f32;
+            let expected = Golden::open(&format!("{what}/golden.safetensors")).f32("loss")[0];
+            assert!((loss - expected).abs() < 2e-5, "{what}: loss {loss}, not {expected}");
+            assert_greedy(&model, &what);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 72);
 }
 
 /// The same JSON with sets sorted, as this crate writes them.
