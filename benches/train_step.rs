@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{adapt, attention_flops, matrix_elements, measure, peak_flops, sequence, slow_group, smollm2};
+use common::{
+    adapt, adapt_as, attention_flops, matrix_elements, measure, peak_flops, sequence, slow_group, smollm2,
+};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lowrank::DType;
 use lowrank::autograd::Slot;
@@ -63,9 +65,12 @@ fn many_adapters(criterion: &mut Criterion) {
     let mut group = slow_group(criterion, "train_step_adapters_of_4_rows");
     group.throughput(Throughput::Elements(TOKENS as u64));
     let nf4 = Some(QuantConfig::new(&FORMATS[0]));
-    for (name, dtype, quant) in
-        [("f32", DType::F32, None), ("bf16", DType::BF16, None), ("bf16_nf4", DType::BF16, nf4)]
-    {
+    for (name, dtype, quant, use_dora) in [
+        ("f32", DType::F32, None, false),
+        ("bf16", DType::BF16, None, false),
+        ("bf16_nf4", DType::BF16, nf4, false),
+        ("bf16_dora", DType::BF16, None, true),
+    ] {
         let mut times = Vec::new();
         for count in [1, TOKENS / ROW] {
             let backend = Cpu::new(None).unwrap();
@@ -74,7 +79,7 @@ fn many_adapters(criterion: &mut Criterion) {
             let mut adapters = Vec::new();
             for _ in 0..count {
                 let base = model.installed().unwrap();
-                adapt(&mut model);
+                adapt_as(&mut model, use_dora);
                 let arguments = OptimizerArguments::default();
                 let optimizer = Optimizer::new(&backend, &model.params, arguments, &std::env::temp_dir());
                 adapters.push((model.exchange(base), optimizer.unwrap()));

@@ -529,9 +529,20 @@ fn every_method_from_the_command_line() {
         ("ia3", vec![]),
         (
             "adapter",
-            vec!["--adapter-config", "houlsby", "--reduction-factor", "32", "--non-linearity", "gelu"],
+            vec![
+                "--adapter-config",
+                "houlsby",
+                "--reduction-factor=32",
+                "--non-linearity=gelu",
+                "--ln-after",
+                "--dropout=0.1",
+            ],
         ),
-        ("vera", vec!["--r", "8"]),
+        (
+            "vera",
+            vec!["--r", "8", "--vera-dropout", "0.1", "--d-initial", "0.2", "--projection-prng-key", "3"],
+        ),
+        ("lora", vec!["--lora-bias", "--layers-to-transform", "1", "--layers-pattern", "layers"]),
         ("ln_tuning", vec![]),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -610,6 +621,38 @@ fn compare_has_a_row_for_each_method_and_says_what_failed() {
     }
     let table = succeed(&words[..words.len() - 1]);
     assert!(table.contains("| qlora") && table.contains("held out"), "{table}");
+
+    // Rates are tried in short runs; a rate of its own stays, a rate that fails is not used, a row that fails says why.
+    let tried = ["--learning-rates", "1e-9,2e-3,1e37", "--trial-steps", "3"];
+    let report: Value = serde_json::from_str(&succeed(&[&words[..], &tried].concat())).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(
+        (&rows[0]["learning_rate"], &rows[1]["learning_rate"]),
+        (&0.002.into(), &0.01.into()),
+        "{report}"
+    );
+    let losses: Vec<&Value> =
+        rows[0]["trials"].as_array().unwrap().iter().map(|trial| &trial["eval_loss"]).collect();
+    assert!(losses[0].as_f64() > losses[1].as_f64() && losses[2].is_null(), "{report}");
+    assert!(rows[1].get("trials").is_none() && !folder.path().join("qlora/trial").exists());
+    assert!(report["failures"][0]["error"].as_str().unwrap().contains("biases"), "{report}");
+    let auto = ["--learning-rates", "auto", "--methods", "ln_tuning"];
+    let table = succeed(&[&words[..9], &words[13..words.len() - 1], &auto].concat());
+    expect(
+        &table,
+        &["| ln_tuning", "ln_tuning: held out after 2 steps", "at 3.33e-4,", "at 1e-3,", "at 3e-3"],
+    );
+    for (bad, parts) in [
+        (["--learning-rates", "1e-3,fast"], ["--learning-rates", "`fast`"]),
+        (["--set", "ia3:learning-rate=no"], ["--set", "`no`"]),
+    ] {
+        expect(&fail(&[&words[..], &bad].concat()), &parts);
+    }
+    let blind = ["compare", "--model", &model, "--data", &data, "--output", &output, "--methods", "lora"];
+    expect(
+        &fail(&[&blind[..], &["--learning-rates", "1e-3,1e-4"]].concat()),
+        &["--learning-rates", "--eval-data"],
+    );
     expect(
         &fail(&["compare", "--model", &model, "--data", &data, "--output", &output, "--methods", "loar"]),
         &["loar", "lora"],

@@ -40,7 +40,13 @@ pub fn smollm2(backend: &Backend, options: impl Into<LoadOptions>) -> Model {
 
 /// Puts LoRA of rank 16 on all linear layers.
 pub fn adapt(model: &mut Model) -> LoraConfig {
+    adapt_as(model, false)
+}
+
+/// [`adapt`], or DoRA of that rank.
+pub fn adapt_as(model: &mut Model, use_dora: bool) -> LoraConfig {
     let mut config = LoraConfig {
+        use_dora,
         r: 16,
         lora_alpha: 32.0,
         targets: TargetModules::AllLinear.into(),

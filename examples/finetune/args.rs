@@ -154,13 +154,20 @@ pub struct CombineArgs {
 
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// Methods, separated by commas: lora, qlora, dora, rslora, adapter, houlsby, parallel, prefix, prefix_projection,
-    /// prompt, ptuning, ptuning_lstm, ia3, vera, ln_tuning, bitfit, full
+    /// Methods, separated by commas: lora, qlora, dora, rslora, adalora, oft, adapter, houlsby, parallel, prefix,
+    /// prefix_projection, prompt, ptuning, ptuning_lstm, ia3, vera, ln_tuning, bitfit, full
     #[arg(long, value_delimiter = ',', required = true, value_name = "NAME,NAME")]
     pub methods: Vec<String>,
     /// A flag for one method, as in prompt:learning-rate=0.1; may be given several times
     #[arg(long, value_name = "METHOD:FLAG=VALUE")]
     pub set: Vec<String>,
+    /// Try these peak learning rates in short runs for each method and use the best by held-out loss; auto: a third of the
+    /// method's usual rate, the rate, three times the rate
+    #[arg(long, value_delimiter = ',', value_name = "RATE,RATE|auto", conflicts_with = "learning_rate")]
+    pub learning_rates: Vec<String>,
+    /// Steps of such a short run
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub trial_steps: usize,
     #[command(flatten)]
     pub train: TrainArgs,
 }

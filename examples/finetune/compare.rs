@@ -55,6 +55,9 @@ pub struct Summary {
 pub struct Row {
     pub name: String,
     pub learning_rate: f64,
+    /// Short runs at several rates, if there were any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trials: Vec<Trial>,
     /// Mean of the last steps' losses.
     pub loss: f64,
     #[serde(flatten)]
@@ -62,6 +65,14 @@ pub struct Row {
     /// Steps and losses.
     #[serde(skip)]
     pub curve: Vec<(f64, f64)>,
+}
+
+/// A short run at one rate.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    pub learning_rate: f64,
+    /// `None`: it failed.
+    pub eval_loss: Option<f64>,
 }
 
 /// Steps whose losses are averaged.
@@ -86,6 +97,16 @@ pub fn run(args: &CompareArgs, words: &[OsString]) -> Result<()> {
                 format!("expected METHOD:FLAG=VALUE, found `{set}`"),
             ));
         }
+    }
+    if !args.learning_rates.is_empty() && args.train.eval_data.is_none() {
+        return Err(Error::config(
+            "compare",
+            "--learning-rates",
+            "needs --eval-data, by which the best is chosen",
+        ));
+    }
+    for name in &names {
+        rates(name, args)?;
     }
     let common = common_words(words);
     std::fs::create_dir_all(&output).map_err(|e| Error::io(&output, e))?;
@@ -113,6 +134,9 @@ pub fn run(args: &CompareArgs, words: &[OsString]) -> Result<()> {
         println!("{report}");
     } else {
         println!("{}", table(&rows));
+        for row in rows.iter().filter(|row| !row.trials.is_empty()) {
+            println!("{}: {}", row.name, told(&row.trials, trial_steps(args)));
+        }
         for (name, error) in &failures {
             println!("{name}: {error}");
         }
@@ -132,30 +156,129 @@ fn preset(name: &str) -> Result<(&'static [&'static str], f64)> {
     })
 }
 
+/// Flags that rows don't get as they are.
+const OWN_FLAGS: [&str; 7] =
+    ["--methods", "--set", "--learning-rates", "--trial-steps", "--output", "--config", "--method"];
+
 /// The command line's words that every row gets.
 fn common_words(words: &[OsString]) -> Vec<OsString> {
-    let mut common = words_without(words, &["--methods", "--set", "--output", "--config", "--method"]);
+    let mut common = words_without(words, &OWN_FLAGS);
     common.retain(|word| word.to_string_lossy() != "--json");
     common
 }
 
+/// A row's own flags of `--set`.
+fn own_flags<'a>(name: &'a str, args: &'a CompareArgs) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let own =
+        args.set.iter().filter_map(|set| set.split_once(':')).filter(move |(method, _)| *method == name);
+    own.map(|(_, setting)| setting.split_once('=').unwrap_or((setting, "")))
+}
+
+/// The rates to try for a row: those that are asked for, unless it has one of its own.
+fn rates(name: &str, args: &CompareArgs) -> Result<Vec<f64>> {
+    let usual = preset(name)?.1;
+    let read = |flag: &str, text: &str| {
+        text.trim().parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0).ok_or_else(|| {
+            Error::config("compare", flag, format!("expected a learning rate of at least 0, found `{text}`"))
+        })
+    };
+    if let Some((_, own)) = own_flags(name, args).filter(|(flag, _)| *flag == "learning-rate").last() {
+        return Ok(vec![read("--set", own)?]);
+    }
+    match args.learning_rates.as_slice() {
+        [] => Ok(vec![usual]),
+        [auto] if auto == "auto" => Ok([1.0 / 3.0, 1.0, 3.0].map(|factor| factor * usual).to_vec()),
+        rates => rates.iter().map(|rate| read("--learning-rates", rate)).collect(),
+    }
+}
+
 fn run_row(name: &str, args: &CompareArgs, common: &[OsString], output: &Path) -> Result<Row> {
-    let (flags, rate) = preset(name)?;
+    let given = common.iter().any(|w| w.to_string_lossy().starts_with("--learning-rate"));
+    let own = own_flags(name, args).any(|(flag, _)| flag == "learning-rate");
+    let rates = rates(name, args)?;
+    let mut learning_rate = if given && !own { args.train.learning_rate } else { rates[0] };
+    let mut trials = Vec::new();
+    if rates.len() > 1 {
+        (learning_rate, trials) = best_rate(name, args, common, output, &rates)?;
+    }
+    let summary = train(name, args, common, output, learning_rate, &[])?;
+    let curve = curve(&output.join("metrics.jsonl"))?;
+    let last = &curve[curve.len().saturating_sub(LAST_STEPS)..];
+    let loss = last.iter().map(|(_, loss)| loss).sum::<f64>() / last.len().max(1) as f64;
+    eprintln!("loss {loss:.4}, {:.0} s", summary.seconds);
+    Ok(Row { name: name.to_string(), learning_rate, trials, loss, summary, curve })
+}
+
+/// Steps of a short run: no more than of the whole one.
+fn trial_steps(args: &CompareArgs) -> usize {
+    args.train.max_steps.map_or(args.trial_steps, |all| args.trial_steps.min(all)).max(1)
+}
+
+/// The rate whose short run ends with the least held-out loss, and all of them.
+fn best_rate(
+    name: &str,
+    args: &CompareArgs,
+    common: &[OsString],
+    output: &Path,
+    rates: &[f64],
+) -> Result<(f64, Vec<Trial>)> {
+    let steps = trial_steps(args);
+    let short = [format!("--max-steps={steps}"), "--eval-strategy=epoch".into(), "--save-strategy=no".into()];
+    let common: Vec<OsString> =
+        common.iter().filter(|word| *word != "--load-best-model-at-end").cloned().collect();
+    let (mut trials, mut failure) = (Vec::new(), None);
+    for rate in rates {
+        let folder = output.join("trial");
+        let done = train(name, args, &common, &folder, *rate, &short);
+        match std::fs::remove_dir_all(&folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&folder, e)),
+            _ => {}
+        }
+        let eval_loss = done.map_err(|e| failure = Some(e)).ok().and_then(|summary| summary.eval_loss);
+        trials.push(Trial { learning_rate: *rate, eval_loss });
+    }
+    eprintln!("{}", told(&trials, steps));
+    let known = trials.iter().filter_map(|trial| Some((trial.learning_rate, trial.eval_loss?)));
+    match (known.min_by(|a, b| a.1.total_cmp(&b.1)), failure) {
+        (Some((rate, _)), _) => Ok((rate, trials)),
+        (None, Some(failure)) => Err(failure),
+        (None, None) => Err(Error::Unsupported("no short run gave a held-out loss".into())),
+    }
+}
+
+/// Held-out losses by rate, for people.
+fn told(trials: &[Trial], steps: usize) -> String {
+    let one = |trial: &Trial| match trial.eval_loss {
+        Some(loss) => format!("{loss:.4} at {}", rate_text(trial.learning_rate)),
+        None => format!("failed at {}", rate_text(trial.learning_rate)),
+    };
+    format!("held out after {steps} steps: {}", trials.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// A rate in three digits, as `6.67e-5`.
+fn rate_text(rate: f64) -> String {
+    let text = format!("{rate:.2e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// Trains a row in a process of its own; what `train --json` says.
+fn train(
+    name: &str,
+    args: &CompareArgs,
+    common: &[OsString],
+    output: &Path,
+    learning_rate: f64,
+    more: &[String],
+) -> Result<Summary> {
     let exe = std::env::current_exe().map_err(|e| Error::io("the running program", e))?;
     let mut command = Command::new(exe);
     // Flags that come later win.
-    let given = common.iter().any(|w| w.to_string_lossy().starts_with("--learning-rate"));
-    let mut learning_rate = if given { args.train.learning_rate } else { rate };
-    command.arg("train").args(flags).args(["--learning-rate", &rate.to_string()]).args(common);
-    for (_, setting) in
-        args.set.iter().filter_map(|s| s.split_once(':')).filter(|(method, _)| *method == name)
-    {
-        let (flag, value) = setting.split_once('=').unwrap_or((setting, ""));
-        if flag == "learning-rate" {
-            learning_rate = value.parse().unwrap_or(f64::NAN);
-        }
+    command.arg("train").args(preset(name)?.0).args(common);
+    for (flag, value) in own_flags(name, args) {
         command.arg(format!("--{flag}={value}"));
     }
+    command.arg(format!("--learning-rate={learning_rate}")).args(more);
     command.arg("--output").arg(output).arg("--json").stdout(Stdio::piped());
     let done = command.stderr(Stdio::piped()).output().map_err(|e| Error::io(output, e))?;
     let log = String::from_utf8_lossy(&done.stderr);
@@ -164,13 +287,8 @@ fn run_row(name: &str, args: &CompareArgs, common: &[OsString], output: &Path) -
         let last = last.unwrap_or("no message").trim_start_matches("error: ");
         return Err(Error::Unsupported(format!("{} ({})", last, done.status)));
     }
-    let summary: Summary = serde_json::from_slice(&done.stdout)
-        .map_err(|e| Error::format(output, format!("train printed no summary: {e}")))?;
-    let curve = curve(&output.join("metrics.jsonl"))?;
-    let last = &curve[curve.len().saturating_sub(LAST_STEPS)..];
-    let loss = last.iter().map(|(_, loss)| loss).sum::<f64>() / last.len().max(1) as f64;
-    eprintln!("loss {loss:.4}, {:.0} s", summary.seconds);
-    Ok(Row { name: name.to_string(), learning_rate, loss, summary, curve })
+    serde_json::from_slice(&done.stdout)
+        .map_err(|e| Error::format(output, format!("train printed no summary: {e}")))
 }
 
 /// Steps and losses of a metrics file.
@@ -206,7 +324,7 @@ fn table(rows: &[Row]) -> Table {
             bytes(s.adapter_bytes),
             bytes(s.peak_memory_bytes),
             format!("{:.0}", s.tokens as f64 / s.seconds.max(1e-9)),
-            format!("{learning_rate:e}"),
+            rate_text(*learning_rate),
             format!("{loss:.4}"),
             s.eval_loss.map_or("-".to_string(), |loss| format!("{loss:.4}")),
             format!("{:.0} s", s.seconds),

@@ -30,6 +30,10 @@ pub struct MethodArgs {
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "is_false")]
     pub use_dora: bool,
+    /// Train a bias with the adapter's B
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub lora_bias: bool,
     /// true, gaussian, pissa, olora or loftq [default: true]
     #[arg(long, value_name = "INIT", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +62,10 @@ pub struct MethodArgs {
     #[arg(long, value_delimiter = ',', value_name = "N,N", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Names of the list of layers that --layers-to-transform counts in; any by default
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_pattern: Option<Vec<String>>,
     /// Ranks by module pattern, separated by commas; the first match counts
     #[arg(long, value_delimiter = ',', value_parser = key_value::<usize>, value_name = "PATTERN=R", help_heading = "Method")]
     #[serde(skip)]
@@ -138,6 +146,18 @@ pub struct MethodArgs {
     #[arg(long, value_name = "P", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module_dropout: Option<f64>,
+    /// Probability of dropping an input element of VeRA's adapter [default: 0]
+    #[arg(long, value_name = "P", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vera_dropout: Option<f64>,
+    /// Where VeRA's factors between its matrices start [default: 0.1]
+    #[arg(long, value_name = "X", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_initial: Option<f64>,
+    /// What VeRA's random matrices follow from [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projection_prng_key: Option<u64>,
     /// Virtual tokens of prefix, prompt and ptuning [default: 20]
     #[arg(long, value_name = "N", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,6 +202,22 @@ pub struct MethodArgs {
     #[arg(long, value_name = "NAME", help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub non_linearity: Option<String>,
+    /// Factor on adapter's output [default: the architecture's]
+    #[arg(long, value_name = "X", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<f64>,
+    /// Probability of dropping an element of adapter's output [default: 0]
+    #[arg(long, value_name = "P", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// A LayerNorm before the adapter
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub ln_before: bool,
+    /// A LayerNorm after the adapter
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub ln_after: bool,
 }
 
 fn is_false(x: &bool) -> bool {
