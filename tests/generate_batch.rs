@@ -5,7 +5,7 @@ mod common;
 use common::golden::path;
 use common::training::{bits, method, move_all};
 use lowrank::DType;
-use lowrank::adapter::AdapterSet;
+use lowrank::adapter::{AdapterSet, load_adapter};
 use lowrank::backend::cpu::Cpu;
 use lowrank::generate::{GenerationConfig, Prompt, generate, generate_batch};
 use lowrank::model::{LoadOptions, Model, RowSlot};
@@ -23,7 +23,7 @@ const ADAPTERS: [(&str, &str); 6] = [
     ("head", r#"{"peft_type": "LORA", "r": 2, "lora_bias": true, "modules_to_save": ["lm_head"]}"#),
 ];
 
-/// A set with the adapters, which lie in `folder`.
+/// A set with the adapters, which lie in `folder`; its weights in the layout for decoding.
 fn set(family: &str, options: LoadOptions, folder: &Path) -> AdapterSet {
     let load = || Model::load(&path(family), &Cpu::new(Some(2)).unwrap(), options).unwrap();
     for (seed, (name, settings)) in ADAPTERS.iter().enumerate() {
@@ -32,7 +32,9 @@ fn set(family: &str, options: LoadOptions, folder: &Path) -> AdapterSet {
         move_all(&mut model);
         method.save(&model, &folder.join(name)).unwrap();
     }
-    let mut set = AdapterSet::new(load());
+    let mut base = load();
+    base.lay_out_for_decoding().unwrap();
+    let mut set = AdapterSet::new(base);
     ADAPTERS.iter().for_each(|(name, _)| set.load(name, &folder.join(name)).unwrap());
     set
 }
@@ -68,11 +70,14 @@ fn rows_are_those_of_each_alone(family: &str, options: LoadOptions) {
     set.merge().unwrap();
     let together = generate_batch(&mut set, &prompts, |i, tokens| i != 4 || tokens.len() < 3).unwrap();
     assert!(set.active() == Some("one") && set.is_merged());
+    // Alone, with weights as they are trained.
     for (i, (prompt, found)) in prompts.iter().zip(&together).enumerate() {
-        set.set_active(None).unwrap(); // nothing is merged now
-        set.set_active(prompt.adapter).unwrap();
+        let mut model = Model::load(&path(family), &Cpu::new(Some(2)).unwrap(), options).unwrap();
+        if let Some(name) = prompt.adapter {
+            load_adapter(&mut model, &folder.path().join(name)).unwrap();
+        }
         let go_on = |tokens: &[u32]| i != 4 || tokens.len() < 3;
-        let alone = generate(set.model(), prompt.tokens, &prompt.config, go_on).unwrap();
+        let alone = generate(&model, prompt.tokens, &prompt.config, go_on).unwrap();
         assert_eq!(found.tokens, alone.tokens, "{family} {options:?}, row {i}");
     }
 }
@@ -84,8 +89,10 @@ fn texts_are_those_of_each_alone() {
             rows_are_those_of_each_alone(family, dtype.into());
         }
     }
-    let quant = Some(QuantConfig::new(Format::by_name("nf4").unwrap()));
-    rows_are_those_of_each_alone("llama", LoadOptions { dtype: DType::BF16, quant });
+    for (family, format) in [("llama", "nf4"), ("gpt2", "int4-asym")] {
+        let quant = Some(QuantConfig::new(Format::by_name(format).unwrap()));
+        rows_are_those_of_each_alone(family, LoadOptions { dtype: DType::BF16, quant });
+    }
 }
 
 /// The scores themselves, in prompts and in steps of one token, as rows come and go.

@@ -7,7 +7,7 @@
 
 Each run is a process of its own, in which the peer warms up before it is timed, and the sides take turns; figures are
 medians. Decoding is --new greedy tokens after a short prompt, at batch 1; the long prompt is of 512 tokens (ours of the
-same text). llama.cpp takes the Q4_1 file that the weights come from, transformers the bf16 folder.
+same text). llama.cpp and one of ours take the Q4_1 file that the weights come from, transformers the bf16 folder.
 """
 
 import argparse
@@ -70,10 +70,12 @@ def transformers(args: argparse.Namespace) -> dict[str, float]:
     return {"decode": run(SHORT, args.new)[1], "prompt": run(LONG, 1)[0]}
 
 
-def ours(args: argparse.Namespace, *flags: str) -> dict[str, float]:
+def ours(args: argparse.Namespace, side: str) -> dict[str, float]:
+    model = ["--model", args.gguf if side == GGUF else args.model]
+
     def run(text: str, new: int) -> dict[str, float]:
-        command = [args.binary, "generate", "--model", args.model, "--dtype", "bf16", "--threads", str(args.threads)]
-        command += [*flags, "--prompt", text, "--max-new-tokens", str(new), "--min-new-tokens", str(new), "--json"]
+        command = [args.binary, "generate", *model, "--dtype", "bf16", "--threads", str(args.threads)]
+        command += [*OURS[side], "--prompt", text, "--max-new-tokens", str(new), "--min-new-tokens", str(new), "--json"]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     decode = run(SHORT, args.new)["decode_tokens_per_second"]
@@ -81,7 +83,13 @@ def ours(args: argparse.Namespace, *flags: str) -> dict[str, float]:
 
 
 PEERS = {"llama.cpp Q4_1": llama, "transformers bf16": transformers}
-OURS = {"lowrank nf4": ("--quant", "nf4"), "lowrank nf4 --quant-head": ("--quant", "nf4", "--quant-head")}
+GGUF = "lowrank Q4_1"
+OURS = {
+    "lowrank bf16": (),
+    "lowrank nf4": ("--quant", "nf4"),
+    "lowrank nf4 --quant-head": ("--quant", "nf4", "--quant-head"),
+    GGUF: (),
+}
 
 
 def parse() -> argparse.Namespace:
@@ -107,7 +115,7 @@ def main() -> None:
     for repetition in range(args.repetitions):
         for side in args.sides if repetition % 2 == 0 else reversed(args.sides):
             if side in OURS:
-                result = ours(args, *OURS[side])
+                result = ours(args, side)
             else:
                 command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--peer", side]
                 result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

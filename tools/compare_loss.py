@@ -33,7 +33,8 @@ QUANTIZED_TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--model", required=True, help="Hugging Face folder, or a GGUF file")
+    parser.add_argument("--peer-model", help="what transformers loads (default: --model): of a GGUF file, gguf_to_folder.py's folder")
     parser.add_argument("--adapter", help="PEFT adapter folder")
     parser.add_argument("--data", help='JSONL of {"text"} rows (default: eight rows of a sample text)')
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
@@ -62,7 +63,7 @@ def ours(args: argparse.Namespace, subcommand: str, *rest: str) -> dict:
 def load(args: argparse.Namespace, scratch: Path) -> torch.nn.Module:
     dtype = DTYPES[args.dtype]
     if args.quant == "none":
-        return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(args.peer_model or args.model, dtype=dtype)
     import bitsandbytes as bnb
 
     quant = BitsAndBytesConfig(
@@ -131,7 +132,7 @@ def check_greedy(args: argparse.Namespace, model: torch.nn.Module, tokenizer, pr
 def main() -> None:
     args = parse()
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.peer_model or args.model)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         model = load(args, Path(scratch))
         if args.adapter:

@@ -34,7 +34,9 @@ pub fn run(args: &GenerateArgs, file: &Path) -> Result<()> {
             .map_err(|message| Error::data(file, number + 1, message))?;
         rows.push((tokens, adapter));
     }
-    let mut set = AdapterSet::new(load_model(&args.model)?);
+    let mut model = load_model(&args.model)?;
+    model.lay_out_for_decoding()?;
+    let mut set = AdapterSet::new(model);
     adapters.iter().try_for_each(|(name, dir)| set.load(name, dir))?;
     let config = generation_config(args, &tokenizer);
     for rows in rows.chunks(args.batch_size.max(1)) {
