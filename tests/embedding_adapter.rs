@@ -12,6 +12,7 @@ use lowrank::adapter::AdapterSet;
 use lowrank::adapter::merge::{MergeOptions, Onto, merge};
 use lowrank::backend::Backend;
 use lowrank::backend::cpu::Cpu;
+use lowrank::generate::{GenerationConfig, Prompt, generate, generate_batch};
 use lowrank::model::{Batch, LoadOptions, Model};
 use lowrank::quant::{Format, QuantConfig};
 use serde_json::Value;
@@ -139,7 +140,7 @@ fn quantized_bases() {
     }
 }
 
-/// Switching, merging in memory and back; the same adapters side by side are refused by name.
+/// Switching, merging in memory and back, and together in one pass.
 #[test]
 fn several_on_one_base() {
     let backend = Cpu::new(None).unwrap();
@@ -163,8 +164,18 @@ fn several_on_one_base() {
         assert!(logits(set.model(), &batch) == adapted, "{family}: unmerged");
         set.set_active(None).unwrap();
         assert!(logits(set.model(), &batch) == base, "{family}: the base");
-        let error = set.side_by_side(&["plain", "embedding"], |_, _| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("`embedding`") && error.contains("embeddings"), "{error}");
+        // Together in one pass, with the base.
+        let config = GenerationConfig { max_new_tokens: 9, ..GenerationConfig::default() };
+        let rows = [Some("embedding"), Some("plain"), None, Some("embedding")];
+        let tokens: [&[u32]; 4] = [&[5, 9, 30], &[7], &[5, 9, 30], &[96, 2]];
+        let prompt = |(adapter, tokens)| Prompt { adapter, tokens, config: config.clone() };
+        let prompts: Vec<Prompt<'_>> = rows.into_iter().zip(tokens).map(prompt).collect();
+        let together = generate_batch(&mut set, &prompts, |_, _| true).unwrap();
+        for (prompt, found) in prompts.iter().zip(together) {
+            set.set_active(prompt.adapter).unwrap();
+            let alone = generate(set.model(), prompt.tokens, &config, |_| true).unwrap();
+            assert_eq!(found.tokens, alone.tokens, "{family}: {:?}", prompt.adapter);
+        }
     }
 }
 
