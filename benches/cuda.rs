@@ -5,11 +5,12 @@
 //! take turns so that the second-level cache does not hold them.
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use lowrank::backend::cuda::{Cuda, driver_is_present};
+use lowrank::backend::cuda::{Cuda, Device, driver_is_present};
 use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, Matrix, OptimizerStep, Sequence};
 use lowrank::quant::{Format, QuantConfig};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use lowrank::{DType, Tensor};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes that weights take together at least: more than any second-level cache.
@@ -46,18 +47,24 @@ fn copies(criterion: &mut Criterion, gpu: &Backend) {
     bench(&mut group, gpu, "1 GiB".into(), |_| gpu.cast(&mut y, &x).unwrap());
 }
 
-fn products(criterion: &mut Criterion, gpu: &Backend) {
+/// The rows from which kernels for one chip alone may serve; their portable twins are timed beside them.
+const MANY_ROWS: usize = 64;
+
+fn products(criterion: &mut Criterion, gpu: &Backend, portable: &Backend) {
     let mut group = criterion.benchmark_group("gemm bf16");
     for n in [4096, 8192] {
         let (x, w) = (random(gpu, n, n, DType::BF16), random(gpu, n, n, DType::BF16));
         let mut y = gpu.empty(&[n, n], DType::BF16).unwrap();
         group.throughput(Throughput::Elements(2 * (n as u64).pow(3)));
         let terms = [GemmTerm { a: Matrix::plain(&x), b: Matrix::transposed(&w) }];
-        bench(&mut group, gpu, format!("{n}^3"), |_| gpu.gemm(&mut y, &Gemm::new(&terms)).unwrap());
+        for (backend, which) in [(gpu, ""), (portable, " portable")] {
+            let id = format!("{n}^3{which}");
+            bench(&mut group, backend, id, |_| backend.gemm(&mut y, &Gemm::new(&terms)).unwrap());
+        }
     }
 }
 
-fn quantized_products(criterion: &mut Criterion, gpu: &Backend) {
+fn quantized_products(criterion: &mut Criterion, gpu: &Backend, portable: &Backend) {
     let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
     for (n, k) in [(4096, 4096), (11_008, 4096), (22_016, 8192)] {
         let w = random(gpu, n, k, DType::BF16);
@@ -77,12 +84,17 @@ fn quantized_products(criterion: &mut Criterion, gpu: &Backend) {
                     0..=32 => Throughput::Bytes(nf4.bytes(n, k) as u64),
                     _ => Throughput::Elements((2 * rows * n * k) as u64),
                 });
-                bench(&mut group, gpu, format!("{rows} rows"), |i| {
-                    let matrix = &weights[i % copies];
-                    let terms =
-                        [GemmTerm { a: Matrix::plain(&x), b: Matrix::Quantized { matrix, transposed } }];
-                    gpu.gemm(&mut y, &Gemm::new(&terms)).unwrap();
-                });
+                for (backend, which) in [(gpu, ""), (portable, " portable")] {
+                    if rows < MANY_ROWS && !which.is_empty() {
+                        continue;
+                    }
+                    bench(&mut group, backend, format!("{rows} rows{which}"), |i| {
+                        let matrix = &weights[i % copies];
+                        let terms =
+                            [GemmTerm { a: Matrix::plain(&x), b: Matrix::Quantized { matrix, transposed } }];
+                        backend.gemm(&mut y, &Gemm::new(&terms)).unwrap();
+                    });
+                }
                 if transposed {
                     let mut h = gpu.empty(&[rows, rank], DType::BF16).unwrap();
                     bench(&mut group, gpu, format!("{rows} rows with rank {rank}"), |i| {
@@ -154,7 +166,9 @@ fn main() {
         println!("there is no CUDA driver here: nothing is measured");
         return;
     }
-    let gpu = Cuda::new(0).unwrap_or_else(|e| panic!("{e}"));
+    let device = Arc::new(Device::open(0).unwrap_or_else(|e| panic!("{e}")));
+    let gpu = Cuda::on(device.clone()).unwrap();
+    let portable = Cuda::portable(device).unwrap();
     println!("{}", gpu.name());
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -162,8 +176,8 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     copies(&mut criterion, &gpu);
-    products(&mut criterion, &gpu);
-    quantized_products(&mut criterion, &gpu);
+    products(&mut criterion, &gpu, &portable);
+    quantized_products(&mut criterion, &gpu, &portable);
     attention(&mut criterion, &gpu);
     optimizer(&mut criterion, &gpu);
 }

@@ -5,6 +5,7 @@
 #include "pack.cuh"
 #include "ptx.cuh"
 #include "quant.cuh"
+#include "tile.cuh"
 
 // What a block's scale and zero point are made of, read ahead of their use.
 struct BlockConstants {
@@ -114,5 +115,80 @@ template <class T, class Store> __device__ __forceinline__ void convert_run(cons
         store(j, out);
     }
 }
+
+// A lane's share of the exchange within its quad.
+struct Exchange {
+    bool upper;                         // lanes 2 and 3
+    uint32_t keep, send, even, odd;     // selectors
+
+    __device__ __forceinline__ Exchange() {
+        unsigned t = lane_index() % 4;
+        upper = t >= 2;
+        keep = t % 2 ? 0x7632 : 0x5410;
+        send = t % 2 ? 0x5410 : 0x7632;
+        // Of (own, received): steps t, t ^ 2 and t ^ 1, t ^ 3 in their halves.
+        uint32_t own = t >= 2 ? 0x1032 : 0x3210, received = t >= 2 ? 0x5476 : 0x7654;
+        even = t % 2 ? received : own;
+        odd = t % 2 ? own : received;
+    }
+
+    // From the eight bytes of 16 k, of which this lane's are those of step t: this lane's two bytes (k 2t and 2t + 8) of
+    // steps 0 and 2 (halves of the first result) and 1 and 3.
+    __device__ __forceinline__ uint2 operator()(uint2 bytes) const {
+        uint32_t low = prmt(bytes.x, bytes.y, 0x5140), high = prmt(bytes.x, bytes.y, 0x7362);
+        uint32_t stays = upper ? high : low;
+        uint32_t comes = __shfl_xor_sync(0xffffffffu, upper ? low : high, 2);
+        uint32_t own = prmt(stays, comes, keep);
+        uint32_t received = __shfl_xor_sync(0xffffffffu, prmt(stays, comes, send), 1);
+        return make_uint2(prmt(own, received, even), prmt(own, received, odd));
+    }
+};
+
+// Four-bit codes that a lane turns into mma's (or wgmma's) A of 16 rows, of a matrix whose rows are contracted: those of a
+// tile's TILE_K of the rows g and g + 8. Of those the four lanes of a quad read 16 each; mma wants k 2t, 2t + 1, 2t + 8 and
+// 2t + 9 of every 16 in lane t, so the bytes change lanes by two shuffles a row.
+struct QuadCodes {
+    uint2 bytes[2];
+    float scale[2][2], zero[2][2]; // of rows g and g + 8, of each run
+    bool zeros;
+
+    // Lane t reads the constants of the run t % 2 of `row`, or of the row 8 further if t is 2 or 3.
+    static __device__ __forceinline__ BlockConstants load_constants_of(const quantized_matrix &q, uint64_t row,
+                                                                       uint64_t rows, uint64_t k) {
+        unsigned t = lane_index() % 4;
+        uint64_t at = k + t % 2 * RUN;
+        row += t / 2 * 8;
+        if (row >= rows || at >= q.cols) return BlockConstants{0.0f, 0.0f, ~0u};
+        return load_constants(q, block_of(q, row, at));
+    }
+
+    // `codes`: this lane's eight bytes of each row.
+    __device__ __forceinline__ QuadCodes(const quantized_matrix &q, const Exchange &exchange, const uint2 (&codes)[2],
+                                         const BlockConstants &constants, const float *map)
+        : zeros(q.zeros != nullptr) {
+        float own = constants.nested == ~0u ? 0.0f : scale_of(q, constants, map);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            bytes[r] = exchange(codes[r]);
+#pragma unroll
+            for (int run = 0; run < 2; run++) {
+                scale[r][run] = __shfl_sync(0xffffffffu, own, 2 * r + run, 4);
+                zero[r][run] = zeros ? __shfl_sync(0xffffffffu, constants.zero, 2 * r + run, 4) : 0.0f;
+            }
+        }
+    }
+
+    // The step-th 16 k.
+    __device__ __forceinline__ void decode(uint32_t (&a)[4], const PairTable &table, int step) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int r = i % 2, half = i / 2;
+            uint32_t word = step % 2 ? bytes[r].y : bytes[r].x;
+            float2 level = table(word >> (step / 2 * 16 + half * 8) & 255);
+            if (zeros) level = make_float2(level.x - zero[r][step / 2], level.y - zero[r][step / 2]);
+            a[i] = pack_bf16(level.x * scale[r][step / 2], level.y * scale[r][step / 2]);
+        }
+    }
+};
 
 #endif

@@ -24,25 +24,6 @@ template <int ROWS_, int COLUMNS_, int WARPS_ALONG_ROWS, int WARPS_ALONG_COLUMNS
     static constexpr int STAGED_COLUMNS = COLUMNS + 4; // so that fragments' columns lie in different banks
 };
 
-// Where tile `index` of all terms is.
-struct Cursor {
-    const gemm_problem &problem;
-    unsigned term;
-    uint64_t k;
-
-    __device__ __forceinline__ const gemm_term &here() const { return problem.terms[term]; }
-    __device__ __forceinline__ void advance() {
-        k += TILE_K;
-        if (k >= here().k) term++, k = 0;
-    }
-};
-
-__device__ __forceinline__ Cursor cursor_at(const gemm_problem &problem, unsigned index) {
-    unsigned term = 0;
-    while (term < problem.n_terms && index >= tiles_of(problem.terms[term])) index -= tiles_of(problem.terms[term++]);
-    return {problem, term, (uint64_t)index * TILE_K};
-}
-
 // One group of warps at work on the tiles [tile, end) of the contraction.
 template <class S, int MODE, bool A_K_MAJOR, bool B_K_MAJOR> struct Group {
     using ATile = Tile<S::ROWS, A_K_MAJOR>;

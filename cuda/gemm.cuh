@@ -16,11 +16,13 @@ struct Place {
     const gemm_problem &problem;
     uint64_t row, column; // of its first element
 
-    static __device__ __forceinline__ Place of(const gemm_params &p, unsigned tile_rows, unsigned tile_columns) {
+    // Tile `number` of all problems, in an order in which neighbours share operands.
+    static __device__ __forceinline__ Place at(const gemm_params &p, unsigned number, unsigned tile_rows,
+                                               unsigned tile_columns) {
         unsigned index = 0;
-        while (index + 1 < p.n_problems && blockIdx.x >= p.problems[index + 1].first_block) index++;
+        while (index + 1 < p.n_problems && number >= p.problems[index + 1].first_block) index++;
         const gemm_problem &problem = p.problems[index];
-        unsigned block = blockIdx.x - problem.first_block;
+        unsigned block = number - problem.first_block;
         unsigned rows = (problem.m + tile_rows - 1) / tile_rows;
         unsigned columns = (problem.n + tile_columns - 1) / tile_columns;
         unsigned band = block / (COLUMNS_TOGETHER * rows), inside = block % (COLUMNS_TOGETHER * rows);
@@ -28,9 +30,30 @@ struct Place {
         return {problem, (uint64_t)(inside / width) * tile_rows,
                 (uint64_t)(band * COLUMNS_TOGETHER + inside % width) * tile_columns};
     }
+    static __device__ __forceinline__ Place of(const gemm_params &p, unsigned tile_rows, unsigned tile_columns) {
+        return at(p, blockIdx.x, tile_rows, tile_columns);
+    }
 };
 
 __device__ __forceinline__ unsigned tiles_of(const gemm_term &term) { return (unsigned)((term.k + TILE_K - 1) / TILE_K); }
+
+// Where tile `index` of all terms is.
+struct Cursor {
+    const gemm_problem &problem;
+    unsigned term, k;
+
+    __device__ __forceinline__ const gemm_term &here() const { return problem.terms[term]; }
+    __device__ __forceinline__ void advance() {
+        k += TILE_K;
+        if (k >= here().k) term++, k = 0;
+    }
+};
+
+__device__ __forceinline__ Cursor cursor_at(const gemm_problem &problem, unsigned index) {
+    unsigned term = 0;
+    while (term < problem.n_terms && index >= tiles_of(problem.terms[term])) index -= tiles_of(problem.terms[term++]);
+    return {problem, term, index * TILE_K};
+}
 
 // The order of a sum in bf16 arithmetic is one for all kernels, so that an element's bits depend neither on the size of
 // the result nor on where operands lie. The tiles of TILE_K of all terms, one after the other, are cut into four parts, as
@@ -55,16 +78,22 @@ struct Parts {
     }
 };
 
-// Fills the tables for decoding in shared memory: of pairs, and the nested map.
-__device__ __forceinline__ void load_tables(float2 *pairs, float *map, const gemm_params &p, const gemm_problem &problem,
-                                            unsigned threads) {
+// Fills the tables for decoding in shared memory, of pairs and the nested map; thread `thread` of `threads`.
+__device__ __forceinline__ void fill_tables(float2 *pairs, float *map, unsigned pair_copies, const gemm_problem &problem,
+                                            unsigned thread, unsigned threads) {
     for (unsigned i = 0; i < problem.n_terms; i++) {
         const quantized_matrix &q = problem.terms[i].quantized;
         if (problem.terms[i].b.type != TYPE_QUANTIZED) continue;
-        if (q.format == CODES_4BIT) PairTable::fill(pairs, p.pair_copies, q, threadIdx.x, threads);
+        if (q.format == CODES_4BIT) PairTable::fill(pairs, pair_copies, q, thread, threads);
         if (q.scales == nullptr)
-            for (unsigned j = threadIdx.x; j < 256; j += threads) map[j] = q.nested_map[j];
+            for (unsigned j = thread; j < 256; j += threads) map[j] = q.nested_map[j];
     }
+}
+
+// The same by all of a block.
+__device__ __forceinline__ void load_tables(float2 *pairs, float *map, const gemm_params &p, const gemm_problem &problem,
+                                            unsigned threads) {
+    fill_tables(pairs, map, p.pair_copies, problem, threadIdx.x, threads);
     __syncthreads();
 }
 

@@ -2,9 +2,8 @@
 // batches consist of. The bits are those of gemm.cu, of which this is the case in which reading the codes takes the time:
 // they go from memory to registers, are decoded there, and are mma's A without passing through shared memory.
 //
-// A warp has 16 columns of the result, all of a block's rows and a quarter of the contraction. Of a tile's 64 k, the four
-// lanes of a quad read 16 each, of the columns g and g + 8; mma wants k 2t, 2t + 1, 2t + 8 and 2t + 9 of every 16 in
-// lane t. The bytes change lanes by two shuffles a column. The left operand's tiles are the warp's own.
+// A warp has 16 columns of the result, all of a block's rows and a quarter of the contraction. The left operand's tiles are
+// the warp's own.
 #include "gemm.cuh"
 
 #define COLUMNS 32
@@ -13,34 +12,6 @@
 #define STAGED_COLUMNS (COLUMNS + 4)
 #define STEPS (TILE_K / 16)
 #define AHEAD 4 // tiles that are under way
-
-// A lane's share of the exchange within its quad.
-struct Exchange {
-    bool upper;                         // lanes 2 and 3
-    uint32_t keep, send, even, odd;     // selectors
-
-    __device__ __forceinline__ Exchange() {
-        unsigned t = lane_index() % 4;
-        upper = t >= 2;
-        keep = t % 2 ? 0x7632 : 0x5410;
-        send = t % 2 ? 0x5410 : 0x7632;
-        // Of (own, received): steps t, t ^ 2 and t ^ 1, t ^ 3 in their halves.
-        uint32_t own = t >= 2 ? 0x1032 : 0x3210, received = t >= 2 ? 0x5476 : 0x7654;
-        even = t % 2 ? received : own;
-        odd = t % 2 ? own : received;
-    }
-
-    // From the eight bytes of 16 k, of which this lane's are those of step t: this lane's two bytes (k 2t and 2t + 8) of
-    // steps 0 and 2 (halves of the first result) and 1 and 3.
-    __device__ __forceinline__ uint2 operator()(uint2 bytes) const {
-        uint32_t low = prmt(bytes.x, bytes.y, 0x5140), high = prmt(bytes.x, bytes.y, 0x7362);
-        uint32_t stays = upper ? high : low;
-        uint32_t comes = __shfl_xor_sync(0xffffffffu, upper ? low : high, 2);
-        uint32_t own = prmt(stays, comes, keep);
-        uint32_t received = __shfl_xor_sync(0xffffffffu, prmt(stays, comes, send), 1);
-        return make_uint2(prmt(own, received, even), prmt(own, received, odd));
-    }
-};
 
 // What a warp computes.
 template <int N_TILES> struct Gemv {
@@ -102,40 +73,15 @@ template <int N_TILES> struct Gemv {
         return *(const uint2 *)(q.codes + ((uint64_t)row * q.cols + at) / 2);
     }
 
-    // Lane t reads the constants of the run t % 2 of row g, or g + 8 if t is 2 or 3.
-    __device__ __forceinline__ BlockConstants load_scale(const quantized_matrix &q, uint64_t k) const {
-        uint64_t row = column + g + t / 2 * 8, at = k + t % 2 * RUN;
-        if (row >= place.problem.n || at >= q.cols) return BlockConstants{0.0f, 0.0f, ~0u};
-        return load_constants(q, block_of(q, row, at));
-    }
-
     __device__ __forceinline__ void multiply_quantized(Sum &sum, const quantized_matrix &q, const uint2 (&codes)[2],
                                                        const BlockConstants &constants, unsigned slot) const {
-        float own = constants.nested == ~0u ? 0.0f : scale_of(q, constants, map);
-        float scale[2][2], zero[2][2];
-        uint2 bytes[2];
         uint32_t b[2][N_TILES][2];
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            bytes[r] = exchange(codes[r]);
-#pragma unroll
-            for (int run = 0; run < 2; run++) {
-                scale[r][run] = __shfl_sync(0xffffffffu, own, 2 * r + run, 4);
-                zero[r][run] = q.zeros ? __shfl_sync(0xffffffffu, constants.zero, 2 * r + run, 4) : 0.0f;
-            }
-        }
+        const QuadCodes decoder(q, exchange, codes, constants, map);
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             if (step % 2 == 0) read_x(b, slot, step / 2);
             uint32_t w[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int r = i % 2, half = i / 2;
-                uint32_t word = step % 2 ? bytes[r].y : bytes[r].x;
-                float2 level = table(word >> (step / 2 * 16 + half * 8) & 255);
-                if (q.zeros) level = make_float2(level.x - zero[r][step / 2], level.y - zero[r][step / 2]);
-                w[i] = pack_bf16(level.x * scale[r][step / 2], level.y * scale[r][step / 2]);
-            }
+            decoder.decode(w, table, step);
 #pragma unroll
             for (int j = 0; j < N_TILES; j++) mma_bf16(sum[j], w, b[step % 2][j]);
         }
@@ -155,13 +101,15 @@ template <int N_TILES> struct Gemv {
         };
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) start(codes[i], i, from + i);
-        scale[0] = load_scale(q, (uint64_t)from * TILE_K);
+        scale[0] = QuadCodes::load_constants_of(q, column + g, place.problem.n, (uint64_t)from * TILE_K);
         for (unsigned first = from; first < end; first += AHEAD) {
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 unsigned tile = first + i;
                 if (tile >= end) break;
-                if (tile + 1 < end) scale[(i + 1) % 2] = load_scale(q, (uint64_t)(tile + 1) * TILE_K);
+                if (tile + 1 < end)
+                    scale[(i + 1) % 2] =
+                        QuadCodes::load_constants_of(q, column + g, place.problem.n, (uint64_t)(tile + 1) * TILE_K);
                 cp_async_wait<AHEAD - 1>();
                 __syncwarp();
                 multiply_quantized(sum, q, codes[i], scale[i % 2], i);

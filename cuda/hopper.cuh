@@ -14,11 +14,14 @@
 #ifdef LOWRANK_HOST
 #include "host/hopper.h"
 #define HOPPER_PTX(...)
+#define HOPPER_CHIP 1
 #elif !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER_PTX(...) asm volatile(__VA_ARGS__)
+#define HOPPER_CHIP 1
 #else
 // Compiled for another chip, a kernel over these wrappers exists and traps: no one may launch it there.
 #define HOPPER_PTX(...) __trap()
+#define HOPPER_CHIP 0
 #endif
 
 // ---- mbarriers: 8 bytes of shared memory, 8-byte aligned ----
@@ -159,6 +162,17 @@ __device__ __forceinline__ void cluster_arrive() {
 __device__ __forceinline__ void cluster_wait(SITE_ALONE) {
     HOPPER_PTX("barrier.cluster.wait.acquire.aligned;" ::: "memory");
     HOST(host::cluster_wait(site));
+}
+// 16 bytes from the same place in shared memory of block `rank` of the cluster.
+__device__ __forceinline__ float4 load_remote(const float4 *shared, unsigned rank) {
+    float4 v;
+    HOPPER_PTX("{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %4, %5;\n"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
+        "}" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared_address(shared)), "r"(rank) : "memory");
+    HOST(v = host::load_remote(shared, rank));
+    return v;
 }
 
 // ---- Warps ----

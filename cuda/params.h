@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "tensor_map.h"
+
 // Bits of the word that `faults` points to: what a kernel was given and could not use. It does nothing there and sets
 // the bit; the host looks at it when it next waits.
 enum fault {
@@ -316,6 +318,16 @@ struct gemm_params {
     uint32_t pair_copies; // log2 of the copies of the table of pairs in shared memory
     struct gemm_problem problems[GEMM_MAX_PROBLEMS];
 };
+
+// gemm_hopper_{bf16,codes}_{128,192}_{nt,nn}, gemm_hopper_bf16_{128,192}_tn, and the same of gemm_hopper_split of 128 rows;
+// first_block of a problem counts the tiles of clusters. tensor_maps: of each term, of what TMA copies of both operands.
+struct gemm_hopper_params {
+    struct gemm_params gemm;
+    uint32_t tiles;  // of clusters
+    uint32_t stages; // of the ring, at most GEMM_HOPPER_MAX_STAGES
+    struct tensor_map tensor_maps[GEMM_MAX_PROBLEMS][GEMM_MAX_TERMS][2];
+};
+#define GEMM_HOPPER_MAX_STAGES 8
 
 // The rows of one sequence of an attention, as in backend::Sequence, and where its parts begin.
 struct attention_sequence {

@@ -7,6 +7,6 @@
 
 struct tensor_map {
     uint64_t words[16];
-} __attribute__((aligned(64)));
+} __attribute__((aligned(128)));
 
 #endif

@@ -1,4 +1,4 @@
-//! Matrix products of the CUDA backend, their kernels run on the host in every order of threads.
+//! Matrix products of the CUDA backend, on the host in every order of threads and on a GPU if there is one.
 //!
 //! In f32 arithmetic they have the CPU's bits. In bf16 an element's bits depend on its row, its column and the
 //! contraction alone: not on how many rows there are, on which kernel computes them, or on whether the weight is
@@ -8,21 +8,15 @@
 mod common;
 
 use common::compare::{different_bits, within_twice_naive};
-use common::cuda::host;
+use common::cuda::{self, Recorder};
 use common::gemm::Values;
-use common::host_kernels::project_library;
-use lowrank::arena::MemorySource;
 use lowrank::backend::cpu::Cpu;
-use lowrank::backend::cuda::{Cuda, Executor, HostExecutor, Launch, Properties, ThreadOrder};
+use lowrank::backend::cuda::Cuda;
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
 use lowrank::quant::{Blocks, FORMATS, Format, QuantConfig, Quantized, Scales};
-use lowrank::{DType, Result, Tensor};
+use lowrank::{DType, Tensor};
 use std::collections::BTreeSet;
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
-
-const ORDERS: [ThreadOrder; 3] = [ThreadOrder::Forward, ThreadOrder::Reversed, ThreadOrder::Random(7)];
 
 /// A matrix of values that are exact in bf16.
 struct Host {
@@ -55,6 +49,11 @@ fn product(backend: &Backend, gemm: &Gemm<'_>, shape: [usize; 2], out: DType) ->
     backend.to_f32(&y).unwrap()
 }
 
+/// For what the order of threads has little to do with.
+fn one() -> Backend {
+    cuda::all().pop().unwrap()
+}
+
 fn same(a: &[f32], b: &[f32], what: &str) {
     let different = different_bits(a, b);
     assert!(different == 0, "{what}: {different} of {} differ", a.len());
@@ -67,7 +66,8 @@ fn rows_have_bits_of_their_own() {
     let mut values = Values(5);
     let cpu = Cpu::new(Some(1)).unwrap();
     let exact = Reference::<f64>::backend();
-    for (index, (at, bt)) in [(false, true), (false, false), (true, false)].into_iter().enumerate() {
+    let chips = cuda::chips();
+    for (index, (at, bt)) in LAYOUTS.into_iter().enumerate() {
         let (n, k, r) = (136, [200, 328, 64][index], [16, 8, 24][index]);
         let rows_of = |m| if at { vec![m] } else { vec![1, 7, 64, m] };
         let m = 248;
@@ -99,23 +99,24 @@ fn rows_have_bits_of_their_own() {
             let gemm = Gemm { bias: Some(&bias), scale: 0.5, ..Gemm::new(&terms) };
             product(backend, &gemm, [rows, n], out)
         };
-        let all = run(&host(ORDERS[0]), m, false, DType::BF16, DType::F32);
         let naive = run(&cpu, m, false, DType::BF16, DType::F32);
         let truth = run(&exact, m, false, DType::F32, DType::F32);
-        within_twice_naive(&all, &naive, &truth, DType::F32).unwrap();
-        for order in ORDERS {
-            let cuda = host(order);
-            for rows in rows_of(m) {
-                let what = format!("{order:?}, layout {at} {bt}, {rows} rows");
-                same(&run(&cuda, rows, false, DType::BF16, DType::F32), &all[..rows * n], &what);
-                if rows < m {
-                    same(&run(&cuda, rows, true, DType::BF16, DType::F32), &all[..rows * n], &what);
+        for chip in &chips {
+            let all = run(&chip[0], m, false, DType::BF16, DType::F32);
+            within_twice_naive(&all, &naive, &truth, DType::F32).unwrap();
+            for (i, cuda) in chip.iter().enumerate() {
+                for rows in rows_of(m) {
+                    let what = format!("{} {i}, layout {at} {bt}, {rows} rows", cuda.name());
+                    same(&run(cuda, rows, false, DType::BF16, DType::F32), &all[..rows * n], &what);
+                    if rows < m {
+                        same(&run(cuda, rows, true, DType::BF16, DType::F32), &all[..rows * n], &what);
+                    }
                 }
             }
+            let rounded = run(chip.last().unwrap(), m, false, DType::BF16, DType::BF16);
+            let expected: Vec<f32> = all.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+            same(&rounded, &expected, "bf16 results");
         }
-        let rounded = run(&host(ORDERS[0]), m, false, DType::BF16, DType::BF16);
-        let expected: Vec<f32> = all.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
-        same(&rounded, &expected, "bf16 results");
     }
 }
 
@@ -169,11 +170,13 @@ fn quantized_products_equal_those_of_the_decoded_matrix() {
     let mut values = Values(3);
     let cpu = Cpu::new(Some(1)).unwrap();
     let shapes = [[64, 96], [40, 160], [65, 200], [33, 64], [136, 224]];
-    for (turn, config) in configs().into_iter().enumerate() {
-        let cuda = host(ORDERS[turn % 3]);
+    let chips = cuda::chips();
+    let turns = configs().into_iter().enumerate().flat_map(|turn| chips.iter().map(move |chip| (turn, chip)));
+    for ((turn, config), chip) in turns {
+        let cuda = &chip[turn % chip.len()];
         for (index, shape) in shapes.into_iter().enumerate() {
             let (w, plain) = quantized(&cpu, &config, shape, DType::BF16, &mut values);
-            let (w, plain) = (placed(&cuda, &w), cuda.place(&plain).unwrap());
+            let (w, plain) = (placed(cuda, &w), cuda.place(&plain).unwrap());
             // The largest shape is for the largest tile.
             let sizes = match index {
                 4 => [(130, true), (130, false)],
@@ -182,17 +185,17 @@ fn quantized_products_equal_those_of_the_decoded_matrix() {
             };
             for (rows, transposed) in sizes {
                 let (n, k) = if transposed { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
-                let x = Host::random([rows, k], &mut values).upload(&cuda, DType::BF16, false);
-                let h = Host::random([rows, 16], &mut values).upload(&cuda, DType::BF16, false);
+                let x = Host::random([rows, k], &mut values).upload(cuda, DType::BF16, false);
+                let h = Host::random([rows, 16], &mut values).upload(cuda, DType::BF16, false);
                 let up = if transposed { [n, 16] } else { [16, n] };
-                let up = Host::random(up, &mut values).upload(&cuda, DType::BF16, false);
+                let up = Host::random(up, &mut values).upload(cuda, DType::BF16, false);
                 let run = |b: Matrix<'_>| {
                     let low_rank = Matrix::Dense { tensor: &up, transposed };
                     let terms = [
                         GemmTerm { a: Matrix::plain(&x), b },
                         GemmTerm { a: Matrix::plain(&h), b: low_rank },
                     ];
-                    product(&cuda, &Gemm::new(&terms), [rows, n], DType::F32)
+                    product(cuda, &Gemm::new(&terms), [rows, n], DType::F32)
                 };
                 same(
                     &run(Matrix::Quantized { matrix: &w, transposed }),
@@ -208,7 +211,7 @@ fn quantized_products_equal_those_of_the_decoded_matrix() {
 #[test]
 fn products_of_other_floats_equal_those_of_the_rounded_matrix() {
     let mut values = Values(21);
-    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[2]));
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), one());
     for (shape, rows) in [([40, 88], 5), ([72, 64], 70), ([136, 136], 130), ([33, 13], 9)] {
         for dtype in [DType::F16, DType::F32] {
             let w: Vec<f32> = (0..shape[0] * shape[1]).map(|_| values.value()).collect();
@@ -233,7 +236,7 @@ fn products_of_other_floats_equal_those_of_the_rounded_matrix() {
 #[test]
 fn quantized_products_in_f32_have_the_bits_of_the_cpu() {
     let mut values = Values(9);
-    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[2]));
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), one());
     for config in configs() {
         for (shape, transposed) in [([40, 96], true), ([33, 57], false)] {
             let (w, _) = quantized(&cpu, &config, shape, DType::F32, &mut values);
@@ -254,7 +257,7 @@ fn quantized_products_in_f32_have_the_bits_of_the_cpu() {
 #[test]
 fn products_at_once_equal_those_one_by_one() {
     let mut values = Values(13);
-    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[1]));
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), one());
     let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
     for rows in [3, 70] {
         let x = Host::random([rows, 128], &mut values).upload(&cuda, DType::BF16, false);
@@ -282,7 +285,7 @@ fn products_at_once_equal_those_one_by_one() {
 #[test]
 fn rows_of_several_adapters_have_the_bits_they_have_alone() {
     let mut values = Values(17);
-    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), host(ORDERS[0]));
+    let (cpu, cuda) = (Cpu::new(Some(1)).unwrap(), one());
     let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
     let (k, n) = (192, 40);
     let w = placed(&cuda, &quantized(&cpu, &nf4, [n, k], DType::BF16, &mut values).0);
@@ -321,7 +324,7 @@ fn rows_of_several_adapters_have_the_bits_they_have_alone() {
 /// Sums without terms, of no depth, and on what is there.
 #[test]
 fn degenerate_products() {
-    let cuda = host(ORDERS[0]);
+    let cuda = one();
     for dtype in [DType::F32, DType::BF16] {
         let bias = cuda.to_dtype(&cuda.from_slice(&[1.5f32; 9], &[9]).unwrap(), dtype).unwrap();
         let mut y = cuda.to_dtype(&cuda.from_slice(&[2.0f32; 27], &[3, 9]).unwrap(), dtype).unwrap();
@@ -339,70 +342,85 @@ fn degenerate_products() {
     }
 }
 
-/// An executor that keeps the names of the kernels it runs.
-#[derive(Debug)]
-struct Recorder {
-    inner: HostExecutor,
-    kernels: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl MemorySource for Recorder {
-    fn allocate(&self, bytes: usize) -> Result<NonNull<u8>> {
-        self.inner.allocate(bytes)
-    }
-
-    fn free(&self, pointer: NonNull<u8>) {
-        self.inner.free(pointer)
-    }
-}
-
-impl Executor for Recorder {
-    fn properties(&self) -> &Properties {
-        self.inner.properties()
-    }
-
-    fn free_memory(&self) -> Result<usize> {
-        self.inner.free_memory()
-    }
-
-    unsafe fn upload(&self, to: *mut u8, bytes: &[u8]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.upload(to, bytes) }
-    }
-
-    unsafe fn download(&self, bytes: &mut [u8], from: *const u8) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.download(bytes, from) }
-    }
-
-    unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.copy(to, from, bytes) }
-    }
-
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        self.kernels.lock().unwrap().insert(launch.kernel.into());
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.launch(launch) }
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.inner.synchronize()
-    }
-}
-
-/// The sizes of the other tests reach every kernel.
+/// Products of many rows with each kind of weight, one or two at once with tables of their own, have the bits of the
+/// portable kernels; Hopper's kernels have several tiles to go through, some partly or wholly outside.
 #[test]
-fn sizes_choose_among_all_kernels() {
-    let kernels = Arc::new(Mutex::new(BTreeSet::new()));
-    let inner = HostExecutor::open(&project_library(), ORDERS[0]).unwrap();
-    let recorder = Recorder { inner, kernels: kernels.clone() };
-    let (backend, cpu) = (Cuda::on(Arc::new(recorder)).unwrap(), Cpu::new(Some(1)).unwrap());
+fn many_rows_have_the_bits_of_the_portable_kernels() {
+    let mut values = Values(29);
+    let chips = cuda::chips();
+    let formats = [None, Some(["nf4", "fp4"]), Some(["int4-asym", "int4"])];
+    let mut turn = 0;
+    for (m, n, k) in [(376, 288, 352), (256, 160, 608), (104, 160, 960)] {
+        for ((at, bt), formats) in
+            LAYOUTS.into_iter().flat_map(|layout| formats.map(|formats| (layout, formats)))
+        {
+            if at && formats.is_some() {
+                continue;
+            }
+            let mut operand = |rows, columns, transposed| {
+                Host::random(if transposed { [columns, rows] } else { [rows, columns] }, &mut values)
+            };
+            let (x, h) = (operand(m, k, at), operand(m, 40, at));
+            let widths = [n, 64];
+            let weights = widths.map(|n| (operand(k, n, bt), operand(40, n, bt)));
+            let bias = operand(1, n, false);
+            let run = |cuda: &Backend, count: usize| -> Vec<Vec<f32>> {
+                let up = |x: &Host| x.upload(cuda, DType::BF16, false);
+                let (x, h, bias) = (up(&x), up(&h), up(&bias));
+                let weights: Vec<_> = weights.iter().map(|(w, low)| (up(w), up(low))).collect();
+                let codes = formats.map(|names| {
+                    let config = |name| QuantConfig::new(Format::by_name(name).unwrap());
+                    let quantize = |i: usize| cuda.quantize(&weights[i].0, &config(names[i])).unwrap();
+                    [quantize(0), quantize(1)]
+                });
+                let dense = |tensor, transposed| Matrix::Dense { tensor, transposed };
+                let terms: Vec<_> = (0..count)
+                    .map(|i| {
+                        let b = match &codes {
+                            Some(codes) => Matrix::Quantized { matrix: &codes[i], transposed: bt },
+                            None => dense(&weights[i].0, bt),
+                        };
+                        let low = GemmTerm { a: dense(&h, at), b: dense(&weights[i].1, bt) };
+                        [GemmTerm { a: dense(&x, at), b }, low]
+                    })
+                    .collect();
+                let mut outputs: Vec<_> =
+                    widths[..count].iter().map(|n| cuda.zeros(&[m, *n], DType::F32).unwrap()).collect();
+                let with_bias =
+                    |i: usize| Gemm { bias: (i == 0).then_some(&bias), scale: 0.5, ..Gemm::new(&terms[i]) };
+                let mut products: Vec<_> =
+                    outputs.iter_mut().enumerate().map(|(i, y)| (y, with_bias(i))).collect();
+                cuda.gemm_all(&mut products).unwrap();
+                outputs.iter().map(|y| cuda.to_f32(y).unwrap()).collect()
+            };
+            for (chip, count) in chips.iter().flat_map(|chip| [(chip, 1), (chip, 2)]) {
+                turn += 1;
+                let cuda = &chip[1 + turn % (chip.len() - 1)];
+                for (found, expected) in run(cuda, count).iter().zip(run(&chip[0], count)) {
+                    let what =
+                        format!("{}: {m}x{n}x{k}, {at} {bt}, {formats:?}, {count} at once", cuda.name());
+                    same(found, &expected, &what);
+                }
+            }
+        }
+    }
+}
+
+const LAYOUTS: [(bool, bool); 3] = [(false, true), (false, false), (true, false)];
+
+/// The names of the kernels that a chip of this capability takes for products of many sizes.
+fn kernels_of(capability: u32) -> BTreeSet<String> {
+    let recorder = Recorder::here(capability);
+    let (backend, cpu) = (Cuda::on(recorder.clone()).unwrap(), Cpu::new(Some(1)).unwrap());
     let mut values = Values(1);
+    let mut found = BTreeSet::new();
     let configs = ["nf4", "int8"].map(|name| QuantConfig::new(Format::by_name(name).unwrap()));
-    for (m, n) in [(1, 136), (7, 136), (16, 136), (48, 64), (64, 160), (130, 224), (248, 136)] {
-        for (at, bt) in [(false, true), (false, false), (true, false)] {
-            let k = 64;
+    let small = [(1, 136), (7, 136), (16, 136), (48, 64), (64, 160), (130, 224), (248, 136)];
+    let large = [(376, 288, 352), (256, 160, 608), (104, 160, 960)];
+    let sizes =
+        small.map(|(m, n)| (m, n, 64)).into_iter().chain(large.into_iter().filter(|_| capability >= 90));
+    for (m, n, k) in sizes {
+        for (at, bt) in LAYOUTS {
             let stored = |rows, cols, transposed| if transposed { [cols, rows] } else { [rows, cols] };
             let x = Host::random(stored(m, k, at), &mut values);
             let [nf4, int8] = &configs;
@@ -410,27 +428,50 @@ fn sizes_choose_among_all_kernels() {
             let (w, plain) = (placed(&backend, &w), backend.place(&plain).unwrap());
             let (bytes, _) = quantized(&cpu, int8, stored(k, n, bt), DType::BF16, &mut values);
             let bytes = placed(&backend, &bytes);
-            for dtype in [DType::BF16, DType::F32] {
-                let x = x.upload(&backend, dtype, false);
+            for dtype in if k == 64 { &[DType::BF16, DType::F32][..] } else { &[DType::BF16] } {
+                let x = x.upload(&backend, *dtype, false);
                 let a = Matrix::Dense { tensor: &x, transposed: at };
                 let b = [
                     Matrix::Quantized { matrix: &w, transposed: bt },
-                    Matrix::Quantized { matrix: &bytes, transposed: bt },
                     Matrix::Dense { tensor: &plain, transposed: bt },
+                    Matrix::Quantized { matrix: &bytes, transposed: bt },
                 ];
-                for b in b {
-                    product(&backend, &Gemm::new(&[GemmTerm { a, b }]), [m, n], DType::F32);
+                for b in &b[..if k == 64 { 3 } else { 2 }] {
+                    recorder.take();
+                    product(&backend, &Gemm::new(&[GemmTerm { a, b: *b }]), [m, n], DType::F32);
+                    found.insert(recorder.take().1);
                 }
             }
         }
     }
+    found
+}
+
+/// The sizes of the other tests reach every kernel.
+#[test]
+fn sizes_choose_among_all_kernels() {
+    let demand = |expected: &[String], found: &BTreeSet<String>| {
+        let missing: Vec<_> = expected.iter().filter(|kernel| !found.contains(*kernel)).collect();
+        assert!(missing.is_empty(), "{missing:?} not among {found:?}");
+    };
     let others = ["gemm_any_bf16", "gemm_f32", "gemv_8x32", "gemv_16x32", "gemv_32x32"];
     let mut expected = others.map(String::from).to_vec();
     for tile in ["16x32", "64x64", "128x128"] {
         expected.extend(["nn", "nt", "tn"].map(|layout| format!("gemm_bf16_{tile}_{layout}")));
         expected.extend(["nn", "nt"].map(|layout| format!("gemm_decoded_{tile}_{layout}")));
     }
-    let found = kernels.lock().unwrap();
-    let missing: Vec<_> = expected.iter().filter(|kernel| !found.contains(*kernel)).collect();
-    assert!(missing.is_empty(), "{missing:?} not among {found:?}");
+    let found = kernels_of(80);
+    demand(&expected, &found);
+    assert!(!found.iter().any(|kernel| kernel.contains("hopper")), "{found:?}");
+    if Recorder::here(80).capability_of_chip() != 90 {
+        return;
+    }
+    let mut expected = Vec::new();
+    for tile in ["128", "192", "split_128"] {
+        let (split, rows) =
+            if let Some(rows) = tile.strip_prefix("split_") { ("split_", rows) } else { ("", tile) };
+        expected.extend(["nn", "nt", "tn"].map(|layout| format!("gemm_hopper_{split}bf16_{rows}_{layout}")));
+        expected.extend(["nn", "nt"].map(|layout| format!("gemm_hopper_{split}codes_{rows}_{layout}")));
+    }
+    demand(&expected, &kernels_of(90));
 }

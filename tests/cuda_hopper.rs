@@ -86,6 +86,94 @@ fn gemms_by_wgmma_and_tma_are_exact_in_every_order() {
     }
 }
 
+#[repr(C)]
+struct WgmmaParams {
+    a: *const u16,
+    b: *const u16,
+    d: *mut f32,
+}
+
+/// wgmma of many widths, both operands either way round, with each swizzle and without, from tiles that threads write.
+#[test]
+fn wgmmas_of_all_layouts_are_exact() {
+    let library = Library::load("hopper_wrappers", None);
+    for name in ["8_128", "24_none", "256_none", "64_none_a", "40_none_b", "192_128_a", "192_128_ab"]
+        .into_iter()
+        .chain(["96_64_ab", "176_32_ab", "200_64"])
+    {
+        let n: usize = name.split('_').next().unwrap().parse().unwrap();
+        let (a, b) = (exact(64 * 32, 3), exact(n * 32, 4));
+        let sum = |i: usize| a[i % 64 * 32..][..32].iter().zip(&b[i / 64 * 32..]).map(|(x, y)| x * y).sum();
+        let want: Vec<f32> = (0..n * 64).map(sum).collect();
+        let (a, b) = (library.buffer(&to_bf16(&a)), library.buffer(&to_bf16(&b)));
+        for order in ORDERS {
+            let d = library.buffer(&vec![0f32; 64 * n]);
+            let params = WgmmaParams { a: a.data, b: b.data, d: d.data };
+            let kernel = format!("wgmma_{name}");
+            library.launch(&kernel, [1; 3], [128, 1, 1], 64 << 10, &params, order).unwrap();
+            assert!(d.values() == want, "{kernel} {order}");
+        }
+    }
+}
+
+#[repr(C)]
+struct CopiesParams {
+    x: TensorMap,
+    y: TensorMap,
+    added: *const f32,
+    at: [i32; 3],
+}
+
+/// Boxes of three dimensions, inside and partly outside of their tensor, and plain bytes.
+#[test]
+fn boxes_of_three_dimensions_are_copied() {
+    let library = Library::load("hopper_wrappers", None);
+    let [planes, rows, columns] = [3, 5, 12];
+    let x = exact(planes * rows * columns, 6);
+    let added = exact(64, 7);
+    let (from, vector) = (library.buffer(&x), library.buffer(&added));
+    for at in [[0, 0, 0], [4, 1, 1], [8, 3, 2], [-4, -2, -1]] {
+        for order in ORDERS {
+            let to = library.buffer(&vec![7f32; x.len()]);
+            let map = |data: *const f32| {
+                let dims = [columns as u64, rows as u64, planes as u64];
+                let strides = [4 * columns as u64, 4 * (rows * columns) as u64];
+                library.tensor_map_of(data, &dims, &strides, &[8, 4, 2], 0).unwrap()
+            };
+            let params = CopiesParams { x: map(from.data), y: map(to.data), added: vector.data, at };
+            library.launch("copies", [1; 3], [64, 1, 1], 512, &params, order).unwrap();
+            let mut want = vec![7f32; x.len()];
+            for (i, added) in added.iter().enumerate() {
+                let [c, r, p] = [i % 8, i / 8 % 4, i / 32];
+                let place = [at[0] + c as i32, at[1] + r as i32, at[2] + p as i32].map(|i| i as usize);
+                if place[0] < columns && place[1] < rows && place[2] < planes {
+                    let index = (place[2] * rows + place[1]) * columns + place[0];
+                    want[index] = x[index] + added;
+                }
+            }
+            assert!(to.values() == want, "{at:?} {order}");
+        }
+    }
+}
+
+/// Row r of matrix i has register i of the lanes 4 r to 4 r + 3, or, transposed, half r % 2 of that of r / 2, r / 2 + 4,
+/// ...
+#[test]
+fn matrices_are_stored() {
+    let library = Library::load("hopper_wrappers", None);
+    for order in ORDERS {
+        let out = library.buffer(&[0u32; 256]);
+        library.launch("store_matrices", [1; 3], [32, 1, 1], 0, &out.data, order).unwrap();
+        let words = out.values();
+        for (i, element) in words.iter().flat_map(|word| [word & 0xffff, word >> 16]).enumerate() {
+            let (transposed, matrix, row, column) = (i / 256 == 1, i / 64 % 4, i / 8 % 8, i % 8);
+            let (line, along) = if transposed { (column, row) } else { (row, column) };
+            let lane = 4 * line + along / 2;
+            assert_eq!(element as usize, 512 * matrix + 2 * lane + along % 2, "{i} {order}");
+        }
+    }
+}
+
 #[test]
 fn tensor_maps_are_checked() {
     let library = Library::load("hopper", None);

@@ -22,7 +22,7 @@ step() {
 }
 
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-for test in parity_cuda cuda_model; do
+for test in parity_cuda cuda_gemm cuda_model; do
   step "$test" "$here/bin/$test" --test-threads=1
 done
 if command -v compute-sanitizer >/dev/null; then

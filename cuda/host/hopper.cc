@@ -54,6 +54,11 @@ void cluster_wait(Site site) {
     lane->cluster_phase = none;
 }
 
+float4 load_remote(const float4 *shared, unsigned rank) {
+    check_shared("load_remote", shared, sizeof *shared, 16);
+    return *in_block(shared, sizeof *shared, rank);
+}
+
 // ---- mbarriers ----
 
 struct MBarrier {

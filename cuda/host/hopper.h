@@ -28,6 +28,7 @@ unsigned cluster_rank();
 unsigned cluster_blocks();
 void cluster_arrive();
 void cluster_wait(Site site);
+float4 load_remote(const float4 *shared, unsigned rank);
 
 bool elect_one(Site site);
 void stmatrix(const char *operation, void *row, const uint32_t *r, bool transposed, Site site);

@@ -70,15 +70,25 @@ static void install_handlers() {
     }
 }
 
-// Executors that no launch uses; each has its stacks and shared memory.
-static std::mutex idle_mutex;
-static std::vector<Executor *> idle;
+// Executors that no launch uses; each has its stacks and shared memory, which a library that is closed gives back.
+static struct Idle {
+    std::mutex mutex;
+    std::vector<Executor *> executors;
+
+    ~Idle() {
+        for (Executor *e : executors) {
+            for (Stack &stack : e->stacks) stack.unmap();
+            for (Region &region : e->regions) region.unmap();
+            delete e;
+        }
+    }
+} idle;
 
 static Executor *take_executor() {
-    std::lock_guard<std::mutex> lock(idle_mutex);
-    if (idle.empty()) return new Executor();
-    Executor *taken = idle.back();
-    idle.pop_back();
+    std::lock_guard<std::mutex> lock(idle.mutex);
+    if (idle.executors.empty()) return new Executor();
+    Executor *taken = idle.executors.back();
+    idle.executors.pop_back();
     return taken;
 }
 
@@ -152,8 +162,8 @@ static std::string launch(const Kernel *kernel, const Shape &shape, const void *
     e->end();
     std::string failure = e->failure;
     {
-        std::lock_guard<std::mutex> lock(idle_mutex);
-        idle.push_back(e);
+        std::lock_guard<std::mutex> lock(idle.mutex);
+        idle.executors.push_back(e);
     }
     std::string outside = written_outside_allocations(params, params_bytes);
     if (failure.empty() && !outside.empty()) failure = std::string("kernel ") + kernel->name + ": " + outside;

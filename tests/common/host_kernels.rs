@@ -21,9 +21,14 @@ pub struct HostKernels {
     pub replacements: Vec<(String, String)>,
 }
 
-/// The library of the project's kernels, `cuda/*.cu`.
+/// The project's kernels, `cuda/*.cu`.
+pub fn project_kernels() -> HostKernels {
+    HostKernels { sources: files(&root().join("cuda"), &["cu"]), ..Default::default() }
+}
+
+/// Their library.
 pub fn project_library() -> PathBuf {
-    HostKernels { sources: files(&root().join("cuda"), &["cu"]), ..Default::default() }.build().unwrap()
+    project_kernels().build().unwrap()
 }
 
 impl HostKernels {

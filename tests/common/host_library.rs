@@ -23,7 +23,7 @@ type Launch = unsafe extern "C" fn(
 ) -> c_int;
 
 /// `struct tensor_map` of cuda/tensor_map.h.
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 #[derive(Clone, Copy)]
 pub struct TensorMap([u64; 16]);
 
@@ -129,26 +129,36 @@ impl Library {
         [box_rows, box_columns]: [u32; 2],
         swizzle: i32,
     ) -> Result<TensorMap, String> {
-        let element = size_of::<T>();
-        let (dims, stride) = ([columns as u64, rows as u64], (columns * element) as u64);
+        let stride = (columns * size_of::<T>()) as u64;
+        self.tensor_map_of(data, &[columns as u64, rows as u64], &[stride], &[box_columns, box_rows], swizzle)
+    }
+
+    /// The same for any tensor, innermost dimension first: sizes, bytes between neighbours of all dimensions but the
+    /// first, and the box.
+    pub fn tensor_map_of<T>(
+        &self,
+        data: *const T,
+        dims: &[u64],
+        strides: &[u64],
+        tile: &[u32],
+        swizzle: i32,
+    ) -> Result<TensorMap, String> {
+        assert!(dims.len() == tile.len() && dims.len() == strides.len() + 1);
         let (mut map, mut message) = (TensorMap([0; 16]), [0u8; 256]);
-        // SAFETY: the signature is that of cuda/host/hopper.cc; the arrays have two dimensions and one stride.
+        // SAFETY: the signature is that of cuda/host/hopper.cc; the arrays are as long as the rank says.
         let code = unsafe {
             let encode: libloading::Symbol<EncodeTensorMap> =
                 self.library.get(b"lowrank_host_encode_tensor_map").unwrap();
-            let sizes = [box_columns, box_rows];
-            let message_at = message.as_mut_ptr().cast();
-            let base = data.cast();
             encode(
                 &mut map,
-                element as u32,
-                2,
-                base,
+                size_of::<T>() as u32,
+                dims.len() as u32,
+                data.cast(),
                 dims.as_ptr(),
-                &stride,
-                sizes.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
                 swizzle,
-                message_at,
+                message.as_mut_ptr().cast(),
                 256,
             )
         };

@@ -3,6 +3,19 @@
 pub const SUM_BLOCK: u32 = 4096;
 pub const GEMM_MAX_TERMS: u32 = 4;
 pub const GEMM_MAX_PROBLEMS: u32 = 4;
+pub const GEMM_HOPPER_MAX_STAGES: u32 = 8;
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct tensor_map {
+    pub words: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tensor_map"][::core::mem::size_of::<tensor_map>() - 128usize];
+    ["Alignment of tensor_map"][::core::mem::align_of::<tensor_map>() - 128usize];
+    ["Offset of field: tensor_map::words"][::core::mem::offset_of!(tensor_map, words) - 0usize];
+};
 pub const FAULT_GATHER_ROWS: fault = 1;
 pub const FAULT_SCATTER_ADD_ROWS: fault = 2;
 pub const FAULT_ROPE: fault = 4;
@@ -808,6 +821,28 @@ const _: () = {
     ["Offset of field: gemm_params::code_bits"][::core::mem::offset_of!(gemm_params, code_bits) - 4usize];
     ["Offset of field: gemm_params::pair_copies"][::core::mem::offset_of!(gemm_params, pair_copies) - 8usize];
     ["Offset of field: gemm_params::problems"][::core::mem::offset_of!(gemm_params, problems) - 16usize];
+};
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct gemm_hopper_params {
+    pub gemm: gemm_params,
+    pub tiles: u32,
+    pub stages: u32,
+    pub __bindgen_padding_0: [u64; 5usize],
+    pub tensor_maps: [[[tensor_map; 2usize]; 4usize]; 4usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of gemm_hopper_params"][::core::mem::size_of::<gemm_hopper_params>() - 8064usize];
+    ["Alignment of gemm_hopper_params"][::core::mem::align_of::<gemm_hopper_params>() - 128usize];
+    ["Offset of field: gemm_hopper_params::gemm"][::core::mem::offset_of!(gemm_hopper_params, gemm) - 0usize];
+    ["Offset of field: gemm_hopper_params::tiles"]
+        [::core::mem::offset_of!(gemm_hopper_params, tiles) - 3920usize];
+    ["Offset of field: gemm_hopper_params::stages"]
+        [::core::mem::offset_of!(gemm_hopper_params, stages) - 3924usize];
+    ["Offset of field: gemm_hopper_params::tensor_maps"]
+        [::core::mem::offset_of!(gemm_hopper_params, tensor_maps) - 3968usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

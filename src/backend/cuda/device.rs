@@ -3,7 +3,7 @@
 //! The driver's library is loaded when the first device is asked for; nothing links it. All work goes to one stream,
 //! so that memory may be reused as soon as the last operation on it was started.
 
-use super::executor::{Executor, Launch, Properties};
+use super::executor::{Executor, Launch, Properties, TmaMatrix};
 use super::kernels::KernelFile;
 use crate::arena::MemorySource;
 use crate::error::{Error, Result};
@@ -288,23 +288,70 @@ impl Executor for Device {
         .map_err(|e| self.error("a copy on the device failed", e))
     }
 
+    fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]> {
+        use sys::CUtensorMapSwizzle::*;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let element = if matrix.element_bytes == 1 {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8
+        } else {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+        };
+        let swizzle = match matrix.swizzle {
+            32 => CU_TENSOR_MAP_SWIZZLE_32B,
+            64 => CU_TENSOR_MAP_SWIZZLE_64B,
+            128 => CU_TENSOR_MAP_SWIZZLE_128B,
+            _ => CU_TENSOR_MAP_SWIZZLE_NONE,
+        };
+        // SAFETY: arrays of two dimensions and one stride; the driver only looks at the address.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                element,
+                2,
+                matrix.data.cast_mut().cast(),
+                matrix.size.as_ptr(),
+                &matrix.row_bytes,
+                matrix.box_size.as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|e| self.error(&format!("TMA can't copy {matrix:?}"), e))?;
+        Ok(map.opaque)
+    }
+
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.enter()?;
         let function = self.function(launch.kernel, launch.shared_bytes)?;
         let [x, y, z] = launch.grid;
         let mut params = [launch.params.as_ptr().cast_mut().cast()];
-        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared_bytes,
-                self.stream,
-                &mut params,
-            )
-        }
-        .map_err(|e| self.error(&format!("kernel `{}` did not start", launch.kernel), e))
+        let mut cluster = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream,
+            attrs: &mut cluster,
+            numAttrs: u32::from(launch.cluster > 1),
+        };
+        // SAFETY: the caller's promise; the driver copies the parameters and attributes before it returns.
+        unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(|e| self.error(&format!("kernel `{}` did not start", launch.kernel), e))
     }
 
     fn synchronize(&self) -> Result<()> {

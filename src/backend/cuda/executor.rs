@@ -25,12 +25,31 @@ pub struct Launch<'a> {
     pub kernel: &'a str,
     /// Blocks in x, y and z.
     pub grid: [u32; 3],
+    /// Blocks of a cluster, neighbours in x; 1 for kernels without clusters.
+    pub cluster: u32,
     /// Threads of a block, all in x.
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: u32,
     /// The kernel's one argument, a structure of `cuda/params.h`.
     pub params: &'a [u8],
+}
+
+/// A matrix that TMA copies boxes of (sm_90a), as `cuTensorMapEncodeTiled` wants it; `[columns, rows]` in elements.
+#[derive(Clone, Copy, Debug)]
+pub struct TmaMatrix {
+    /// Its first element, 16-byte aligned.
+    pub data: *const u8,
+    /// Bytes of an element, 1 or 2.
+    pub element_bytes: u32,
+    /// Of the matrix; what lies outside is copied as zeros.
+    pub size: [u64; 2],
+    /// Bytes from a row to the next, a multiple of 16.
+    pub row_bytes: u64,
+    /// Of a box, at most 256 each.
+    pub box_size: [u32; 2],
+    /// Bytes in which 16-byte chunks change places in shared memory: 32, 64 or 128, as long as a box's row, or 0.
+    pub swizzle: u32,
 }
 
 /// A device: memory, copies and launches. All of them happen in the order of the calls; only
@@ -71,6 +90,12 @@ pub trait Executor: MemorySource {
     /// # Safety
     /// Both addresses begin so many bytes of this device's memory, and the ranges do not overlap.
     unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
+
+    /// The words of `struct tensor_map` for a matrix.
+    ///
+    /// # Errors
+    /// When TMA can't copy it.
+    fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]>;
 
     /// Starts a kernel.
     ///

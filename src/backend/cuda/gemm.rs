@@ -1,10 +1,11 @@
-//! Launches of `cuda/gemm.cu`, `cuda/gemv.cu` and `cuda/gemm_f32.cu`.
+//! Launches of `cuda/gemm.cu`, `cuda/gemv.cu` and `cuda/gemm_f32.cu`, and the choice between them and
+//! `cuda/gemm_hopper.cu` ([`gemm_hopper`]).
 //!
 //! Which kernel a product gets follows from its operands' types and addresses and from its size; in bf16 arithmetic all
 //! of them sum in the same order, so its bits don't. Independent products that get the same kernel share a launch.
 
 use super::bindings::{self, gemm_operand, gemm_params, gemm_problem};
-use super::{Cuda, quant, read, type_code, written};
+use super::{Cuda, gemm_hopper, quant, read, type_code, written};
 use crate::backend::check::{self, ensure};
 use crate::backend::{Gemm, Matrix};
 use crate::dtype::DType;
@@ -16,7 +17,7 @@ const MAX_TERMS: usize = bindings::GEMM_MAX_TERMS as usize;
 const MAX_PROBLEMS: usize = bindings::GEMM_MAX_PROBLEMS as usize;
 
 /// Of the contraction, in a tile.
-const TILE_K: usize = 64;
+pub(super) const TILE_K: usize = 64;
 
 /// Tiles of the left operand that a warp of `cuda/gemv.cu` has under way.
 const TILES_AHEAD: usize = 4;
@@ -25,30 +26,30 @@ const TILES_AHEAD: usize = 4;
 const RUN: usize = 32;
 
 /// Bytes of tables that kernels of decoded operands have in shared memory: the nested map, and one copy of the pairs.
-const MAP: usize = 256 * 4;
-const PAIRS: usize = 256 * 8;
+pub(super) const MAP: usize = 256 * 4;
+pub(super) const PAIRS: usize = 256 * 8;
 
 /// A product as one kernel computes it: rows of a result that all have the same terms.
-struct Product<'a> {
+pub(super) struct Product<'a> {
     out: *mut u8,
     out_type: DType,
-    rows: usize,
-    columns: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
     bf16: bool, // the arithmetic
-    terms: Vec<Term<'a>>,
+    pub(super) terms: Vec<Term<'a>>,
     gemm: Gemm<'a>, // for what is not of terms
 }
 
-struct Term<'a> {
-    a: gemm_operand,
-    b: Matrix<'a>,
-    k: usize,
+pub(super) struct Term<'a> {
+    pub(super) a: gemm_operand,
+    pub(super) b: Matrix<'a>,
+    pub(super) k: usize,
 }
 
 impl<'a> Product<'a> {
     /// The products that a checked one consists of: one for all rows, or, with terms of some rows, one for each run of
     /// rows with the same. An element's bits follow from its terms alone.
-    fn all_of(out: &mut Tensor, gemm: &Gemm<'a>) -> Result<Vec<Self>> {
+    pub(super) fn all_of(out: &mut Tensor, gemm: &Gemm<'a>) -> Result<Vec<Self>> {
         let (rows, columns) = (out.rows(), out.cols());
         let mut bounds = vec![0, rows];
         let mut bf16 = true;
@@ -71,6 +72,10 @@ impl<'a> Product<'a> {
                 format!("expected at most {MAX_TERMS} terms of a row, found {}", terms.len())
             })?;
             let out_bytes = first * columns * out.dtype().size();
+            let deepest = terms.iter().map(|term| term.k).max().unwrap_or(0);
+            ensure(u32::try_from(deepest + TILE_K).is_ok(), "gemm", || {
+                format!("a contraction of {deepest} is too large")
+            })?;
             products.push(Product {
                 out: written::<u8>(out)?.wrapping_add(out_bytes),
                 out_type: out.dtype(),
@@ -83,46 +88,64 @@ impl<'a> Product<'a> {
         }
         Ok(products)
     }
+
+    /// Tiles of the contraction.
+    fn depth(&self) -> usize {
+        self.terms.iter().map(|term| term.k.div_ceil(TILE_K)).sum()
+    }
 }
 
 /// The part of a result that a block computes, and what that takes.
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    rows: usize,
-    columns: usize,
-    threads: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) threads: usize,
     /// Groups of warps with tiles of their own.
-    groups: usize,
+    pub(super) groups: usize,
     /// How the right operand gets to the multiplications.
-    by: By,
-    /// Accesses to shared memory, 128 bytes each, for [`TILE_K`] of the contraction, which is what takes longest on
-    /// most chips: of bf16 operands and of decoded ones.
-    cost: [usize; 2],
+    pub(super) by: By,
+    /// Cycles for [`TILE_K`] of the contraction of what takes longest, which on most chips are accesses to shared
+    /// memory, 128 bytes each: of bf16 operands and of decoded ones.
+    pub(super) cost: [usize; 2],
+    /// Cycles beside the contraction.
+    pub(super) overhead: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+pub(super) enum By {
     /// By way of shared memory, where so many tiles of it are under way.
     Stages(usize),
     /// By registers, where four-bit codes are decoded (`cuda/gemv.cu`).
     Registers,
+    /// By TMA and wgmma (`cuda/gemm_hopper.cu`); whether the blocks of a cluster have parts of a sum.
+    Wgmma { split: bool },
 }
 
 const fn few_rows(rows: usize, cost: usize) -> Tile {
-    Tile { rows, columns: 32, threads: 256, groups: 4, by: By::Registers, cost: [usize::MAX, cost] }
+    Tile {
+        rows,
+        columns: 32,
+        threads: 256,
+        groups: 4,
+        by: By::Registers,
+        cost: [usize::MAX, cost],
+        overhead: 0,
+    }
 }
 
 const FEW_ROWS: [Tile; 3] = [few_rows(8, 126), few_rows(16, 158), few_rows(32, 222)];
-const SMALL: Tile =
-    Tile { rows: 16, columns: 32, threads: 256, groups: 4, by: By::Stages(4), cost: [112, 192] };
-const MIDDLE: Tile =
-    Tile { rows: 64, columns: 64, threads: 128, groups: 1, by: By::Stages(4), cost: [384, 544] };
-const LARGE: Tile =
-    Tile { rows: 128, columns: 128, threads: 256, groups: 1, by: By::Stages(3), cost: [1024, 1344] };
+const fn square(side: usize, threads: usize, stages: usize, cost: [usize; 2]) -> Tile {
+    Tile { rows: side, columns: side, threads, groups: 1, by: By::Stages(stages), cost, overhead: 0 }
+}
+
+const SMALL: Tile = Tile { rows: 16, columns: 32, groups: 4, ..square(16, 256, 4, [112, 192]) };
+pub(super) const MIDDLE: Tile = square(64, 128, 4, [384, 544]);
+const LARGE: Tile = square(128, 256, 3, [1024, 1344]);
 
 /// Which kernels can compute a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+pub(super) enum Family {
     F32,
     /// Any operands in bf16 arithmetic.
     AnyBf16,
@@ -134,7 +157,7 @@ enum Family {
 
 /// Of the left and of the right operand: as stored or transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
+pub(super) enum Layout {
     Nn,
     Nt,
     Tn,
@@ -150,7 +173,7 @@ impl Layout {
         }
     }
 
-    fn letters(self) -> &'static str {
+    pub(super) fn letters(self) -> &'static str {
         match self {
             Layout::Nn => "nn",
             Layout::Nt => "nt",
@@ -160,8 +183,24 @@ impl Layout {
 }
 
 impl Tile {
-    fn blocks(&self, rows: usize, columns: usize) -> usize {
-        rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
+    /// Tiles of a result; of `cuda/gemm_hopper.cu` those of clusters.
+    pub(super) fn count(&self, rows: usize, columns: usize) -> usize {
+        let wide = if self.by == (By::Wgmma { split: false }) { 2 * self.columns } else { self.columns };
+        rows.div_ceil(self.rows) * columns.div_ceil(wide)
+    }
+
+    /// Blocks that compute a tile.
+    pub(super) fn cluster(&self) -> usize {
+        match self.by {
+            By::Wgmma { split } => {
+                if split {
+                    4
+                } else {
+                    2
+                }
+            }
+            _ => 1,
+        }
     }
 
     /// Bytes of shared memory without the tables for decoding.
@@ -175,13 +214,14 @@ impl Tile {
             (Family::Decoded(_, bits), By::Stages(stages)) => {
                 stages * (a + self.columns * TILE_K * bits / 8) + 2 * b
             }
+            (_, By::Wgmma { .. }) => return gemm_hopper::least_shared_bytes(self, family),
         };
         let result = self.rows * (self.columns + 4) * 4;
         self.groups * operands.max(result)
     }
 }
 
-fn is_transposed(matrix: &Matrix<'_>) -> bool {
+pub(super) fn is_transposed(matrix: &Matrix<'_>) -> bool {
     match *matrix {
         Matrix::Dense { transposed, .. } | Matrix::Quantized { transposed, .. } => transposed,
     }
@@ -232,25 +272,37 @@ fn fits(cuda: &Cuda, family: Family, tile: &Tile) -> bool {
     tile.shared_bytes(family) + MAP + PAIRS <= cuda.executor.properties().shared_memory
 }
 
-/// The tile that takes least time for results of these sizes, by a rough count.
-fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Tile {
+/// The tile that takes least time for results of these sizes, by a rough count, of those that serve.
+fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<Tile> {
     let multiprocessors = cuda.executor.properties().multiprocessors as usize;
     let decoded = match family {
-        Family::F32 => return Tile { threads: 256, ..MIDDLE },
-        Family::AnyBf16 => return MIDDLE,
+        Family::F32 => return Ok(Tile { threads: 256, ..MIDDLE }),
+        Family::AnyBf16 => return Ok(MIDDLE),
         Family::Bf16(_) => false,
         Family::Decoded(..) => true,
     };
+    let depth = products.iter().map(Product::depth).max().unwrap_or(0).max(1);
     let time = |tile: &Tile| {
-        let blocks: usize = products.iter().map(|p| tile.blocks(p.rows, p.columns)).sum();
-        blocks.div_ceil(multiprocessors) * tile.cost[usize::from(decoded)]
+        let tiles: usize = products.iter().map(|p| tile.count(p.rows, p.columns)).sum();
+        let turns = (tiles * tile.cluster()).div_ceil(multiprocessors);
+        turns.saturating_mul(
+            tile.cost[usize::from(decoded)].saturating_mul(depth).saturating_add(tile.overhead),
+        )
     };
     let few_rows = FEW_ROWS.into_iter().filter(|_| family == Family::Decoded(Layout::Nt, 4));
-    let tiles = few_rows.chain([SMALL, MIDDLE, LARGE]);
-    tiles.filter(|tile| fits(cuda, family, tile)).min_by_key(time).unwrap_or(MIDDLE)
+    let mut tiles: Vec<_> = few_rows.chain([SMALL, MIDDLE, LARGE]).collect();
+    tiles.extend(gemm_hopper::tiles(cuda, family));
+    tiles.retain(|tile| fits(cuda, family, tile));
+    tiles.sort_by_key(time);
+    for tile in tiles {
+        if !matches!(tile.by, By::Wgmma { .. }) || gemm_hopper::serves(cuda, family, &tile)? {
+            return Ok(tile);
+        }
+    }
+    Ok(MIDDLE)
 }
 
-fn operand(matrix: &Matrix<'_>) -> Result<gemm_operand> {
+pub(super) fn operand(matrix: &Matrix<'_>) -> Result<gemm_operand> {
     let transposed = i32::from(is_transposed(matrix));
     Ok(match *matrix {
         Matrix::Dense { tensor, .. } => gemm_operand {
@@ -277,8 +329,8 @@ fn rows_from(matrix: &Matrix<'_>, first: usize) -> Result<gemm_operand> {
     Ok(operand)
 }
 
-/// Describes a product to the kernels, in a structure of zeros.
-fn describe(problem: &mut gemm_problem, product: &Product<'_>, first_block: usize) -> Result<()> {
+/// Describes a product to the kernels, in a structure of zeros; `first_block` counts tiles.
+pub(super) fn describe(problem: &mut gemm_problem, product: &Product<'_>, first_block: usize) -> Result<()> {
     let (m, n, gemm) = (product.rows, product.columns, &product.gemm);
     ensure(u32::try_from(m.max(n)).is_ok(), "gemm", || format!("[{m}, {n}] is too large"))?;
     problem.out = product.out.cast();
@@ -300,14 +352,13 @@ fn describe(problem: &mut gemm_problem, product: &Product<'_>, first_block: usiz
 }
 
 /// One launch of products of one family.
-fn launch(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<()> {
-    let tile = tile(cuda, family, products);
+pub(super) fn launch(cuda: &Cuda, family: Family, tile: &Tile, products: &[Product<'_>]) -> Result<()> {
     // SAFETY: a structure of the C header, of numbers and pointers.
     let mut params: gemm_params = unsafe { std::mem::zeroed() };
     let mut blocks = 0;
     for (problem, product) in params.problems.iter_mut().zip(products) {
         describe(problem, product, blocks)?;
-        blocks += tile.blocks(product.rows, product.columns);
+        blocks += tile.count(product.rows, product.columns);
     }
     params.n_problems = products.len() as u32;
     let mut shared = tile.shared_bytes(family);
@@ -327,7 +378,7 @@ fn launch(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<()> {
             shared += PAIRS << params.pair_copies;
             match tile.by {
                 By::Registers => format!("gemv_{size}"),
-                By::Stages(_) => format!("gemm_decoded_{size}_{}", layout.letters()),
+                _ => format!("gemm_decoded_{size}_{}", layout.letters()),
             }
         }
     };
@@ -349,7 +400,13 @@ pub(super) fn gemm_all(cuda: &Cuda, products: &mut [(&mut Tensor, Gemm<'_>)]) ->
         }
     }
     for (family, products) in &by_family {
-        products.chunks(MAX_PROBLEMS).try_for_each(|together| launch(cuda, *family, together))?;
+        for together in products.chunks(MAX_PROBLEMS) {
+            let tile = tile(cuda, *family, together)?;
+            match tile.by {
+                By::Wgmma { .. } => gemm_hopper::launch(cuda, *family, &tile, together, usize::MAX)?,
+                _ => launch(cuda, *family, &tile, together)?,
+            }
+        }
     }
     Ok(())
 }

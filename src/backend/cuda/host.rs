@@ -1,6 +1,6 @@
 //! The executor of tests: kernels compiled for the host by `cuda/host/`, every thread of a block a fiber.
 
-use super::executor::{Executor, Launch, Properties};
+use super::executor::{Executor, Launch, Properties, TmaMatrix};
 use crate::arena::MemorySource;
 use crate::error::{Error, Result};
 use libloading::{Library, Symbol};
@@ -12,11 +12,25 @@ type LaunchFn = unsafe extern "C" fn(
     *const c_char,
     *const c_uint,
     *const c_uint,
+    *const c_uint,
     c_uint,
     *const c_void,
     usize,
     c_int,
     u64,
+    *mut c_char,
+    usize,
+) -> c_int;
+
+type EncodeFn = unsafe extern "C" fn(
+    *mut c_void,
+    c_uint,
+    c_uint,
+    *const c_void,
+    *const u64,
+    *const u64,
+    *const c_uint,
+    c_int,
     *mut c_char,
     usize,
 ) -> c_int;
@@ -59,11 +73,23 @@ impl HostExecutor {
         Ok(HostExecutor { library, order, properties })
     }
 
+    /// Acts a chip of this compute capability (times ten); at first 90.
+    #[must_use]
+    pub fn with_capability(mut self, capability: u32) -> Self {
+        self.properties.capability = capability;
+        self
+    }
+
     fn symbol<T>(&self, name: &CStr) -> Result<Symbol<'_, T>> {
         // SAFETY: callers name functions of `cuda/host/` with their types.
         unsafe { self.library.get(name.to_bytes_with_nul()) }
             .map_err(|e| Error::Unsupported(format!("kernels for the host: {e}")))
     }
+}
+
+/// What a function of the library wrote.
+fn text(message: &[c_char]) -> String {
+    message.iter().take_while(|c| **c != 0).map(|c| char::from(*c as u8)).collect()
 }
 
 impl MemorySource for HostExecutor {
@@ -113,21 +139,44 @@ impl Executor for HostExecutor {
         Ok(())
     }
 
+    fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]> {
+        let encode: Symbol<'_, EncodeFn> = self.symbol(c"lowrank_host_encode_tensor_map")?;
+        let swizzle = if matrix.swizzle == 0 { 0 } else { matrix.swizzle.ilog2() as c_int - 4 };
+        let (mut words, mut message) = ([0u64; 16], [0; 256]);
+        // SAFETY: arrays of two dimensions and one stride, room for the map, and as many bytes of message as said.
+        let status = unsafe {
+            encode(
+                words.as_mut_ptr().cast(),
+                matrix.element_bytes,
+                2,
+                matrix.data.cast(),
+                matrix.size.as_ptr(),
+                &matrix.row_bytes,
+                matrix.box_size.as_ptr(),
+                swizzle,
+                message.as_mut_ptr(),
+                message.len(),
+            )
+        };
+        if status == 0 { Ok(words) } else { Err(Error::Unsupported(text(&message))) }
+    }
+
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let run: Symbol<'_, LaunchFn> = self.symbol(c"lowrank_host_launch")?;
+        let run: Symbol<'_, LaunchFn> = self.symbol(c"lowrank_host_launch_cluster")?;
         let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
         let (order, seed) = match self.order {
             ThreadOrder::Forward => (0, 0),
             ThreadOrder::Reversed => (1, 0),
             ThreadOrder::Random(seed) => (2, seed),
         };
-        let block = [launch.threads, 1, 1];
+        let (cluster, block) = ([launch.cluster, 1, 1], [launch.threads, 1, 1]);
         let mut message = [0; 1024];
         // SAFETY: the caller's promise; the message has as many bytes as said.
         let status = unsafe {
             run(
                 name.as_ptr(),
                 launch.grid.as_ptr(),
+                cluster.as_ptr(),
                 block.as_ptr(),
                 launch.shared_bytes,
                 launch.params.as_ptr().cast(),
@@ -141,9 +190,7 @@ impl Executor for HostExecutor {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: the function ends its message with a zero.
-        let message = unsafe { CStr::from_ptr(message.as_ptr()) };
-        Err(Error::Unsupported(format!("kernel {}: {}", launch.kernel, message.to_string_lossy())))
+        Err(Error::Unsupported(format!("kernel {}: {}", launch.kernel, text(&message))))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -13,6 +13,7 @@ mod device;
 mod elementwise;
 mod executor;
 mod gemm;
+mod gemm_hopper;
 mod host;
 mod kernels;
 mod norm;
@@ -21,7 +22,7 @@ mod quant;
 mod rows;
 
 pub use device::{Device, driver_is_present};
-pub use executor::{Executor, Launch, Properties};
+pub use executor::{Executor, Launch, Properties, TmaMatrix};
 pub use host::{HostExecutor, ThreadOrder};
 
 use super::check::{self, ensure};
@@ -45,7 +46,8 @@ pub struct Cuda {
     arena: Arena,
     faults: Tensor,              // u32 [1], bits of `fault`
     maps: Mutex<Option<Tensor>>, // f32, the dynamic maps of moments in eight bits, when they have been needed
-    plans: bool,                 // only counts
+    hopper: Arc<gemm_hopper::Checked>,
+    plans: bool, // only counts
 }
 
 impl Cuda {
@@ -63,9 +65,23 @@ impl Cuda {
     /// # Errors
     /// When it has no memory.
     pub fn on<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
+        let portable = std::env::var_os("LOWRANK_CUDA_PORTABLE").is_some_and(|v| !v.is_empty() && v != "0");
+        Self::with(executor, portable)
+    }
+
+    /// The same without kernels that are for one kind of chip alone.
+    ///
+    /// # Errors
+    /// When the executor has no memory.
+    pub fn portable<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
+        Self::with(executor, true)
+    }
+
+    fn with(executor: Arc<dyn Executor>, portable: bool) -> Result<Backend> {
+        let hopper = Arc::new(gemm_hopper::Checked::new(executor.properties(), portable));
         let arena = Arena::on_device(executor.clone());
         let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
-        let cuda = Cuda { executor, arena, faults, maps: Mutex::new(None), plans: false };
+        let cuda = Cuda { executor, arena, faults, maps: Mutex::new(None), hopper, plans: false };
         cuda.reset_faults()?;
         Ok(Arc::new(cuda))
     }
@@ -118,6 +134,23 @@ impl Cuda {
         shared_bytes: usize,
         params: &P,
     ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_clusters(kernel, grid, 1, threads, shared_bytes, params) }
+    }
+
+    /// The same with clusters of so many blocks.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn launch_clusters<P: Copy>(
+        &self,
+        kernel: &str,
+        grid: [usize; 3],
+        cluster: usize,
+        threads: usize,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<()> {
         if self.plans || grid.contains(&0) {
             return Ok(());
         }
@@ -130,6 +163,7 @@ impl Cuda {
         let launch = Launch {
             kernel,
             grid: grid.map(|n| n as u32),
+            cluster: cluster as u32,
             threads: threads as u32,
             shared_bytes: shared_bytes as u32,
             params,
@@ -183,7 +217,8 @@ impl Kernels for Cuda {
     fn planner(&self) -> Result<Backend> {
         let (executor, arena) = (self.executor.clone(), Arena::counting_on_device());
         let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
-        Ok(Arc::new(Cuda { executor, arena, faults, maps: Mutex::new(None), plans: true }))
+        let hopper = self.hopper.clone();
+        Ok(Arc::new(Cuda { executor, arena, faults, maps: Mutex::new(None), hopper, plans: true }))
     }
 
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {

@@ -1,0 +1,269 @@
+//! Launches of `cuda/gemm_hopper.cu`, and the check that each of its kernels passes before it serves.
+//!
+//! A row's bits must not depend on how many rows there are, so a kernel for many rows serves only if it has the bits of
+//! the portable ones. Whether `wgmma` sums like `mma` is the chip's secret; each kernel is asked once.
+
+use super::bindings::{self, gemm_hopper_params};
+use super::executor::{Properties, TmaMatrix};
+use super::gemm::{self, By, Family, Layout, MAP, MIDDLE, PAIRS, Product, TILE_K, Term, Tile};
+use super::{Cuda, quant};
+use crate::backend::{Gemm, GemmTerm, Kernels, Matrix};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::quant::{Format, QuantConfig, Quantized};
+use crate::rng::{Philox, PhiloxKey, Stream};
+use crate::tensor::Tensor;
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+/// Of the result, in a block's tile; threads.
+const COLUMNS: usize = 128;
+const THREADS: usize = 384;
+
+/// Bytes of a swizzled tile's line: 64 elements.
+const LINE: usize = 128;
+
+/// Bytes of shared memory beside the ring: static, results on their way, a tile's scales where rows are contracted.
+const STATIC: usize = 1024;
+const STAGED: usize = 2 * 32 * (COLUMNS / 2 + 4) * 4;
+const SCALES: usize = 8 * TILE_K * 8;
+
+/// Bytes that the parts of a sum take in the ring's place.
+const SPLIT: usize = 128 * (COLUMNS + 4) * 4;
+
+/// log2 of the copies of the table of pairs, as in the kernels: every read is free of conflicts.
+const PAIR_COPIES: u32 = 4;
+
+const fn wgmma(rows: usize, split: bool, cost: [usize; 2], overhead: usize) -> Tile {
+    Tile { rows, columns: COLUMNS, threads: THREADS, groups: 1, by: By::Wgmma { split }, cost, overhead }
+}
+
+/// A quarter of the cost for the blocks that have a quarter of a sum. See docs/cuda.md for the numbers.
+const TILES: [Tile; 3] = [
+    wgmma(128, false, [640, 768], 1500),
+    wgmma(192, false, [832, 960], 2000),
+    wgmma(128, true, [160, 192], 2500),
+];
+
+/// Which kernels for Hopper serve on a device.
+#[derive(Debug)]
+pub(super) struct Checked {
+    there: bool,
+    kernels: Mutex<HashMap<String, bool>>, // those that were asked
+}
+
+impl Checked {
+    pub(super) fn new(properties: &Properties, portable: bool) -> Self {
+        Checked { there: properties.capability == 90 && !portable, kernels: Mutex::default() }
+    }
+}
+
+/// The tiles of kernels that may serve.
+pub(super) fn tiles(cuda: &Cuda, family: Family) -> impl Iterator<Item = Tile> {
+    let has_kernels = matches!(family, Family::Bf16(_) | Family::Decoded(Layout::Nt | Layout::Nn, 4));
+    TILES.into_iter().filter(move |_| has_kernels && cuda.hopper.there)
+}
+
+fn layout_and_codes(family: Family) -> (Layout, bool) {
+    match family {
+        Family::Bf16(layout) => (layout, false),
+        Family::Decoded(layout, _) => (layout, true),
+        _ => unreachable!("only these have tiles"),
+    }
+}
+
+fn stage_bytes(tile: &Tile) -> usize {
+    (tile.rows + COLUMNS) * LINE
+}
+
+/// Bytes of shared memory beside the ring.
+fn beside_ring(tile: &Tile, family: Family) -> usize {
+    let (layout, codes) = layout_and_codes(family);
+    let staged = if tile.by == (By::Wgmma { split: true }) { 0 } else { STAGED };
+    let scales = if layout == Layout::Nn { SCALES } else { 0 };
+    STATIC + staged + if codes { scales + MAP + (PAIRS << PAIR_COPIES) } else { 0 }
+}
+
+pub(super) fn least_shared_bytes(tile: &Tile, family: Family) -> usize {
+    SPLIT.max(3 * stage_bytes(tile)) + beside_ring(tile, family)
+}
+
+fn kernel(family: Family, tile: &Tile) -> String {
+    let (layout, codes) = layout_and_codes(family);
+    let split = if tile.by == (By::Wgmma { split: true }) { "split_" } else { "" };
+    let operand = if codes { "codes" } else { "bf16" };
+    format!("gemm_hopper_{split}{operand}_{}_{}", tile.rows, layout.letters())
+}
+
+/// What TMA copies of a term's operands.
+fn matrices(term: &Term<'_>, product: &Product<'_>, tile: &Tile) -> Result<[TmaMatrix; 2]> {
+    let bf16 = |o: &bindings::gemm_operand, size: [usize; 2], box_size: [usize; 2]| TmaMatrix {
+        data: o.data.cast(),
+        element_bytes: 2,
+        size: size.map(|n| n as u64),
+        row_bytes: 2 * o.ld,
+        box_size: box_size.map(|n| n as u32),
+        swizzle: LINE as u32,
+    };
+    let (m, n, k) = (product.rows, product.columns, term.k);
+    let a = if term.a.transposed != 0 {
+        bf16(&term.a, [m, k], [64, TILE_K / 2])
+    } else {
+        bf16(&term.a, [k, m], [TILE_K, tile.rows / 2])
+    };
+    let transposed = gemm::is_transposed(&term.b);
+    let b = match term.b {
+        Matrix::Dense { .. } if transposed => bf16(&gemm::operand(&term.b)?, [k, n], [TILE_K, COLUMNS]),
+        Matrix::Dense { .. } => bf16(&gemm::operand(&term.b)?, [n, k], [64, TILE_K]),
+        Matrix::Quantized { matrix, .. } => TmaMatrix {
+            data: quant::view(matrix)?.codes,
+            element_bytes: 1,
+            size: (if transposed { [k / 2, n] } else { [n / 2, k] }).map(|n| n as u64),
+            row_bytes: matrix.shape()[1] as u64 / 2,
+            box_size: (if transposed { [TILE_K / 2, COLUMNS] } else { [COLUMNS / 2, TILE_K] })
+                .map(|n| n as u32),
+            swizzle: if transposed { 0 } else { 64 },
+        },
+    };
+    Ok([a, b])
+}
+
+/// One launch of products of one family, with at most so many clusters.
+pub(super) fn launch(
+    cuda: &Cuda,
+    family: Family,
+    tile: &Tile,
+    products: &[Product<'_>],
+    most_clusters: usize,
+) -> Result<()> {
+    if cuda.plans {
+        return Ok(());
+    }
+    // SAFETY: a structure of the C header, of numbers and pointers.
+    let mut params: gemm_hopper_params = unsafe { std::mem::zeroed() };
+    let mut tiles = 0;
+    for (i, product) in products.iter().enumerate() {
+        gemm::describe(&mut params.gemm.problems[i], product, tiles)?;
+        tiles += tile.count(product.rows, product.columns);
+        for (j, term) in product.terms.iter().enumerate() {
+            for (map, matrix) in params.tensor_maps[i][j].iter_mut().zip(matrices(term, product, tile)?) {
+                map.words = cuda.executor.tensor_map(&matrix)?;
+            }
+        }
+    }
+    let properties = cuda.executor.properties();
+    let (stage, beside) = (stage_bytes(tile), beside_ring(tile, family));
+    let stages = ((properties.shared_memory - beside) / stage).min(bindings::GEMM_HOPPER_MAX_STAGES as usize);
+    params.gemm.n_problems = products.len() as u32;
+    (params.tiles, params.stages) = (tiles as u32, stages as u32);
+    let at_once = match tile.by {
+        By::Wgmma { split: false } => most_clusters.min(properties.multiprocessors as usize / tile.cluster()),
+        _ => usize::MAX, // a cluster has one tile
+    };
+    let grid = [tiles.min(at_once.max(1)) * tile.cluster(), 1, 1];
+    let shared = stages * stage + beside - STATIC;
+    // SAFETY: the operands were checked to fit each other, and the family and the tile fit the kernel.
+    unsafe { cuda.launch_clusters(&kernel(family, tile), grid, tile.cluster(), THREADS, shared, &params) }
+}
+
+/// Whether a kernel serves: it runs, with the bits of the portable ones. Asked once; a miss is one line on stderr.
+pub(super) fn serves(cuda: &Cuda, family: Family, tile: &Tile) -> Result<bool> {
+    if cuda.plans {
+        return Ok(true);
+    }
+    let kernel = kernel(family, tile);
+    let known = || cuda.hopper.kernels.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(serves) = known().get(&kernel) {
+        return Ok(*serves);
+    }
+    let miss = match miss(cuda, family, tile) {
+        Err(e @ Error::OutOfMemory { .. }) => return Err(e),
+        Err(e) => Some(e.to_string()),
+        Ok(miss) => miss,
+    };
+    if let Some(miss) = &miss {
+        eprintln!(
+            "warning: {}: the portable kernels serve for {kernel}, which failed its check: {miss}",
+            cuda.name()
+        );
+    }
+    known().insert(kernel, miss.is_none());
+    Ok(miss.is_none())
+}
+
+/// How far off a kernel is on small products that reach every part of it: odd sizes, a low-rank term, each kind of
+/// weight.
+fn miss(cuda: &Cuda, family: Family, tile: &Tile) -> Result<Option<String>> {
+    let (layout, codes) = layout_and_codes(family);
+    let formats: &[Option<&str>] = if codes { &[Some("nf4"), Some("int4-asym")] } else { &[None] };
+    for format in formats {
+        let [expected, found] = both(cuda, family, layout, tile, *format)?;
+        let different = expected.iter().zip(&found).filter(|(e, f)| e.to_bits() != f.to_bits()).count();
+        if different > 0 {
+            let distance = |(e, f): (&f32, &f32)| if e == f { 0.0 } else { (e - f).abs() };
+            let largest =
+                expected.iter().zip(&found).map(distance).fold(0.0, |a: f32, b| if b <= a { a } else { b });
+            let of = expected.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+            return Ok(Some(format!(
+                "{different} of {} results differ from theirs, by up to {largest:e} where the largest is {of:e}",
+                expected.len()
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The results of the portable kernel and of the other one.
+fn both(
+    cuda: &Cuda,
+    family: Family,
+    layout: Layout,
+    tile: &Tile,
+    format: Option<&str>,
+) -> Result<[Vec<f32>; 2]> {
+    let backend: &dyn Kernels = cuda;
+    // Part of a tile of rows; two tiles or pairs of columns, the last partly or wholly outside; more tiles of the contraction
+    // than stages, which a block with a quarter of them reaches later.
+    let (m, rank) = (tile.rows - if layout == Layout::Tn { 8 } else { 3 }, 24);
+    let (n, k) = if tile.by == (By::Wgmma { split: true }) { (160, 2016) } else { (288, 352) };
+    let mut random = Philox::new(PhiloxKey::new(0, Stream::Dummy, 0));
+    let mut floats = |rows: usize, columns: usize| -> Result<Tensor> {
+        let values: Vec<f32> = (0..rows * columns).map(|_| random.normal()).collect();
+        backend.from_slice(&values, &[rows, columns])
+    };
+    let stored = |rows, columns, transposed| if transposed { (columns, rows) } else { (rows, columns) };
+    let (a_transposed, b_transposed) = (layout == Layout::Tn, layout == Layout::Nt);
+    let mut operand = |rows, columns, transposed| -> Result<Tensor> {
+        let (rows, columns) = stored(rows, columns, transposed);
+        backend.to_dtype(&floats(rows, columns)?, DType::BF16)
+    };
+    let (x, h) = (operand(m, k, a_transposed)?, operand(m, rank, a_transposed)?);
+    let (w, up) = (operand(k, n, b_transposed)?, operand(rank, n, b_transposed)?);
+    let (init, bias) = (floats(m, n)?, floats(1, n)?.reshape(&[n])?);
+    let quantized: Option<Quantized> = match format {
+        Some(name) => Some(cuda.quantize(&w, &QuantConfig::new(Format::by_name(name)?))?),
+        None => None,
+    };
+    let base = match &quantized {
+        Some(matrix) => Matrix::Quantized { matrix, transposed: b_transposed },
+        None => Matrix::Dense { tensor: &w, transposed: b_transposed },
+    };
+    let a = |tensor| Matrix::Dense { tensor, transposed: a_transposed };
+    let terms = [
+        GemmTerm { a: a(&x), b: base },
+        GemmTerm { a: a(&h), b: Matrix::Dense { tensor: &up, transposed: b_transposed } },
+    ];
+    let gemm = Gemm { scale: 0.5, bias: Some(&bias), accumulate: true, ..Gemm::new(&terms) };
+    let run = |hopper: bool| -> Result<Vec<f32>> {
+        let mut out = backend.zeros(&[m, n], DType::F32)?;
+        backend.cast(&mut out, &init)?;
+        let products = Product::all_of(&mut out, &gemm)?;
+        if hopper {
+            launch(cuda, family, tile, &products, 1)?; // one cluster goes from tile to tile
+        } else {
+            gemm::launch(cuda, family, &MIDDLE, &products)?;
+        }
+        backend.to_f32(&out)
+    };
+    Ok([run(false)?, run(true)?])
+}

@@ -1,0 +1,173 @@
+//! The check of Hopper's matrix products before they serve: planted faults are found, the portable kernels take over, and
+//! results stay right.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::compare::different_bits;
+use common::cuda::{ORDERS, Recorder};
+use common::gemm::Values;
+use common::host_kernels::{project_kernels, root};
+use lowrank::backend::cuda::{Cuda, HostExecutor, ThreadOrder};
+use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
+use lowrank::quant::{Format, QuantConfig};
+use lowrank::{DType, Tensor};
+use std::process::Command;
+use std::sync::Arc;
+
+/// Executors over the project's kernels with a piece of `gemm_hopper.cu` exchanged.
+fn mutant(piece: &str, other: &str, order: ThreadOrder) -> Arc<Recorder> {
+    let mut kernels = project_kernels();
+    if !piece.is_empty() {
+        let text = std::fs::read_to_string(root().join("cuda/gemm_hopper.cu")).unwrap();
+        assert_eq!(text.matches(piece).count(), 1, "{piece:?}");
+        kernels.replacements.push(("gemm_hopper.cu".into(), text.replace(piece, other)));
+    }
+    let library = kernels.build().unwrap_or_else(|message| panic!("{message}"));
+    Recorder::new(Arc::new(HostExecutor::open(&library, order).unwrap()), 90)
+}
+
+fn random(backend: &Backend, shape: [usize; 2]) -> Tensor {
+    let mut values = Values(3);
+    let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| values.value()).collect();
+    backend.to_dtype(&backend.from_slice(&values, &shape).unwrap(), DType::BF16).unwrap()
+}
+
+/// Products that Hopper's kernels are for.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Bf16,
+    Codes,
+    CodesNn,
+    Split,
+}
+
+impl Kind {
+    fn product(self, backend: &Backend) -> Vec<f32> {
+        let (m, n, k) = if matches!(self, Kind::Split) { (104, 160, 960) } else { (256, 160, 608) };
+        let transposed = !matches!(self, Kind::CodesNn);
+        let x = random(backend, [m, k]);
+        let w = random(backend, if transposed { [n, k] } else { [k, n] });
+        let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
+        let codes = backend.quantize(&w, &nf4).unwrap();
+        let b = match self {
+            Kind::Codes | Kind::CodesNn => Matrix::Quantized { matrix: &codes, transposed },
+            _ => Matrix::Dense { tensor: &w, transposed },
+        };
+        let mut y = backend.empty(&[m, n], DType::F32).unwrap();
+        backend.gemm(&mut y, &Gemm::new(&[GemmTerm { a: Matrix::plain(&x), b }])).unwrap();
+        backend.to_f32(&y).unwrap()
+    }
+}
+
+/// What a kernel with a fault did: whether it serves (not another one for Hopper, which the fault may spare), and the
+/// messages of the executor. The result is right.
+fn shown(piece: &str, other: &str, kind: Kind, order: ThreadOrder) -> (bool, Vec<String>) {
+    let recorder = mutant(piece, other, order);
+    let found = kind.product(&Cuda::on(recorder.clone()).unwrap());
+    let (kernels, last) = recorder.take();
+    let first =
+        kernels.iter().find(|kernel| kernel.contains("hopper")).expect("sizes are for Hopper's kernels");
+    let portable = kind.product(&Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap());
+    assert_eq!(different_bits(&found, &portable), 0, "{piece:?} {kind:?}");
+    (last == *first, recorder.errors.lock().unwrap().clone())
+}
+
+#[test]
+fn faultless_kernels_serve_and_are_asked_once() {
+    for kind in [Kind::Bf16, Kind::Codes, Kind::CodesNn, Kind::Split] {
+        let recorder = mutant("", "", ThreadOrder::Forward);
+        let backend = Cuda::on(recorder.clone()).unwrap();
+        let first = kind.product(&backend);
+        assert!(recorder.take().1.contains("hopper"), "{kind:?}");
+        let again = kind.product(&backend);
+        let (kernels, last) = recorder.take();
+        assert!(last.contains("hopper") && kernels.iter().filter(|k| k.contains("gemm")).count() == 1);
+        assert_eq!(different_bits(&first, &again), 0);
+    }
+}
+
+#[test]
+fn planted_faults_make_the_portable_kernels_serve() {
+    let mut faults = Vec::new();
+    // The kernel is refused in every order, or in one at least; one of its errors has the words.
+    let mut refused = |piece: &str, other: &str, kind: Kind, every: bool, words: &str| {
+        let shown = ORDERS.map(|order| shown(piece, other, kind, order));
+        let refused = shown.iter().filter(|(serves, _)| !serves).count();
+        let said = shown.iter().flat_map(|(_, errors)| errors).any(|e| e.contains(words));
+        if refused < if every { ORDERS.len() } else { 1 } || !said && !words.is_empty() {
+            faults.push(format!("{piece:?} -> {other:?}: {shown:?}"));
+        }
+    };
+    // Nobody waits for tiles; the wait for the wrong phase; too few bytes; nobody gives stages back.
+    let wait = "            mbarrier_wait(&block.full[stage.slot], stage.parity);\n";
+    refused(wait, "", Kind::Bf16, true, "");
+    refused(wait, &wait.replace("parity)", "parity ^ 1)"), Kind::Bf16, true, "");
+    let wait = "mbarrier_wait_cluster(&empty[stage.slot], stage.parity ^ 1);";
+    refused(wait, &wait.replace(" ^ 1", ""), Kind::Codes, true, "wait at mbarrier_wait");
+    refused(wait, "", Kind::Codes, true, "");
+    refused("K::A_BYTES + (codes ?", "K::A_BYTES - 1024 + (codes ?", Kind::Split, true, "");
+    let arrive = "if (lane == 0) mbarrier_arrive(&block.empty[slot]);";
+    refused(arrive, "", Kind::Split, true, "arrivals and 0 bytes are missing");
+    // Stages that are given back while they are read.
+    let release = "if (tile > from) release(stage.slot_before());\n                if (codes)";
+    refused(
+        release,
+        "if (tile > from) release(stage.slot);\n                if (codes)",
+        Kind::Codes,
+        false,
+        "",
+    );
+    // Parts of the sum that begin with what is there; half of a tile in the wrong place; scales of other lines.
+    let multiply =
+        "wgmma_advance(b, step * B_STEP), wgmma_advance(a, step * A_STEP), tile > from || step > 0);";
+    refused(multiply, &multiply.replace("tile > from || step > 0", "true"), Kind::Bf16, true, "");
+    refused("row + half * (K::ROWS / 2)", "row + half * (K::ROWS / 2 - 8)", Kind::Bf16, true, "");
+    refused("&scales[32 * half + 8 * i + 2 * t]", "&scales[32 * half + 8 * i]", Kind::CodesNn, true, "");
+    // The bytes of codes that another warp decodes; a low-rank part's columns in their own order.
+    refused(
+        "float2 even = table(r[i] >> 8 * (warp % 2)",
+        "float2 even = table(r[i] >> 0",
+        Kind::CodesNn,
+        true,
+        "",
+    );
+    refused("else if constexpr (!K::B_K_MAJOR) gather(fragments);", "", Kind::CodesNn, true, "");
+    // Parts joined before they are there, and in another order.
+    let join = "sum, first);\n        cluster_arrive();\n        cluster_wait();\n";
+    refused(join, "sum, first);\n", Kind::Split, false, "");
+    refused("+ col + j), part);", "+ col + j), part ^ 1);", Kind::Split, true, "");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Where the environment says so, nothing but portable kernels run; a miss is one line on stderr.
+#[test]
+fn what_the_program_says() {
+    if let Ok(mode) = std::env::var("LOWRANK_TEST_CHILD") {
+        let piece = if mode == "mutant" { "row + half * (K::ROWS / 2)" } else { "" };
+        let recorder = mutant(piece, "row", ThreadOrder::Forward);
+        let backend = Cuda::on(recorder.clone()).unwrap();
+        Kind::Bf16.product(&backend);
+        Kind::Bf16.product(&backend);
+        let (kernels, _) = recorder.take();
+        eprintln!("hopper ran: {}", kernels.iter().any(|kernel| kernel.contains("hopper")));
+        return;
+    }
+    let child = |mode: &str, portable: &str| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "what_the_program_says", "--nocapture"]);
+        command.env("LOWRANK_TEST_CHILD", mode).env("LOWRANK_CUDA_PORTABLE", portable);
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    let said = child("mutant", "");
+    let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert_eq!(warnings.len(), 1, "{said}");
+    for words in
+        ["the portable kernels serve for gemm_hopper_bf16_128_nt", "results differ", "the largest is"]
+    {
+        assert!(warnings[0].contains(words), "{said}");
+    }
+    assert!(said.contains("hopper ran: true"), "{said}");
+    let said = child("faultless", "1");
+    assert!(said.contains("hopper ran: false") && !said.contains("warning"), "{said}");
+}
