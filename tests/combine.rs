@@ -25,6 +25,16 @@ fn combinations_give_the_logits_of_peft() {
         ("linear", CombinationType::Linear, [("plain", 0.7), ("all_linear", -0.4)]),
         ("cat", CombinationType::Cat, [("plain", 0.6), ("rslora", 1.2)]),
         ("svd", CombinationType::Svd(Some(3)), [("plain", 0.7), ("all_linear", 0.4)]),
+        (
+            "cat_embedding",
+            CombinationType::Cat,
+            [("plain", 0.6), ("../training/embedding/final_adapter", 1.2)],
+        ),
+        (
+            "linear_embedding",
+            CombinationType::Linear,
+            [("plain", 0.6), ("../training/embedding/final_adapter", 1.2)],
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let parts = parts.map(|(part, weight)| (path(&format!("llama/{part}")), weight));
@@ -39,7 +49,7 @@ fn combinations_give_the_logits_of_peft() {
 
 #[test]
 fn rank_stabilized_and_patterned_adapters_keep_their_scale() {
-    for variant in ["rslora", "patterns", "layers"] {
+    for variant in ["rslora", "patterns", "layers", "embedding", "embedding_and_head"] {
         let (folder, own) = (tempfile::tempdir().unwrap(), path(&format!("llama/{variant}")));
         combine(&[(&own, 1.0)], CombinationType::Cat, folder.path()).unwrap();
         let difference = worst(&logits(folder.path()), &logits(&own));

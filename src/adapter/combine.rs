@@ -5,7 +5,7 @@
 //! the changes. The result has scale 1, also where rank-stabilized adapters go in (PEFT scales those by `sqrt(r)` again).
 
 use super::config::LoraConfig;
-use super::io::{ADAPTER_FILE, CONFIG_FILE, PREFIX, open_adapter, streamed_f32};
+use super::io::{ADAPTER_FILE, CONFIG_FILE, COPY_SUFFIX, PREFIX, open_adapter, streamed_f32};
 use super::method::save_settings;
 use super::reader::{Reader, read_map};
 use super::target::{TargetModules, Targeting, target_at};
@@ -13,6 +13,7 @@ use crate::backend::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::math::svd::low_rank_svd;
 use crate::model::save::write_streamed;
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
@@ -50,8 +51,13 @@ struct Part {
     a: Vec<f32>, // [r, in]
     b: Vec<f32>, // [out, r]
     r: usize,
-    weight: f64, // times the scale
+    weight: f64,                 // times the scale
+    suffixes: [&'static str; 2], // of A and B in the file
 }
+
+/// What follows a module's path in the names of A and B: of a linear layer, of an embedding.
+const SUFFIXES: [[&str; 2]; 2] =
+    [[".lora_A.weight", ".lora_B.weight"], [".lora_embedding_A", ".lora_embedding_B"]];
 
 /// A module's combined matrices.
 struct Combined {
@@ -73,9 +79,10 @@ pub fn combine(adapters: &[(&Path, f64)], kind: CombinationType, output: &Path) 
         return Err(Error::format(output, "holds an adapter already; choose another folder"));
     }
     let mut modules: BTreeMap<String, Vec<Part>> = BTreeMap::new();
+    let mut copies = BTreeMap::new();
     let mut configs = Vec::new();
     for (dir, weight) in adapters {
-        let config = read_parts(dir, *weight, &mut modules)?;
+        let config = read_parts(dir, *weight, &mut modules, &mut copies)?;
         configs.push(config);
     }
     let rank = match kind {
@@ -101,10 +108,11 @@ pub fn combine(adapters: &[(&Path, f64)], kind: CombinationType, output: &Path) 
     let mut tensors = Vec::new();
     for (module, parts) in &modules {
         let Combined { a, b, shape: [r, inputs, outputs] } = combine_module(module, parts, kind, rank)?;
-        let at = |name: &str| format!("{PREFIX}{module}.{name}.weight");
-        tensors.push(streamed_f32(&backend, at("lora_A"), backend.from_slice(&a, &[r, inputs])?));
-        tensors.push(streamed_f32(&backend, at("lora_B"), backend.from_slice(&b, &[outputs, r])?));
+        let [a_key, b_key] = parts[0].suffixes.map(|suffix| format!("{PREFIX}{module}{suffix}"));
+        tensors.push(streamed_f32(&backend, a_key, backend.from_slice(&a, &[r, inputs])?));
+        tensors.push(streamed_f32(&backend, b_key, backend.from_slice(&b, &[outputs, r])?));
     }
+    tensors.extend(copies.into_iter().map(|(key, copy)| streamed_f32(&backend, key, copy)));
     std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
     write_streamed(&output.join(ADAPTER_FILE), tensors)?;
     save_settings(config.settings(), output)?;
@@ -112,7 +120,12 @@ pub fn combine(adapters: &[(&Path, f64)], kind: CombinationType, output: &Path) 
 }
 
 /// Reads an adapter's matrices.
-fn read_parts(dir: &Path, weight: f64, modules: &mut BTreeMap<String, Vec<Part>>) -> Result<LoraConfig> {
+fn read_parts(
+    dir: &Path,
+    weight: f64,
+    modules: &mut BTreeMap<String, Vec<Part>>,
+    copies: &mut BTreeMap<String, Tensor>,
+) -> Result<LoraConfig> {
     let map = read_map(dir)?;
     let reader = Reader::new(dir.join(CONFIG_FILE).display().to_string(), &map);
     if reader.kind()? != "LORA" {
@@ -128,9 +141,15 @@ fn read_parts(dir: &Path, weight: f64, modules: &mut BTreeMap<String, Vec<Part>>
         Ok((Cpu::new(Some(1))?.to_f32(&tensor)?, [rows, cols]))
     };
     for name in checkpoint.names() {
-        let module = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(".lora_A.weight"));
-        let Some(module) = module else {
-            if name.ends_with(".lora_B.weight") {
+        let part = |suffixes: [&'static str; 2]| {
+            Some((name.strip_prefix(PREFIX)?.strip_suffix(suffixes[0])?, suffixes))
+        };
+        let Some((module, suffixes)) = SUFFIXES.into_iter().find_map(part) else {
+            if SUFFIXES.iter().any(|[_, b]| name.ends_with(b)) {
+                continue;
+            }
+            if name.ends_with(COPY_SUFFIX) {
+                keep_copy(name, checkpoint.tensor(name)?, copies)?;
                 continue;
             }
             return Err(Error::tensor(
@@ -141,7 +160,7 @@ fn read_parts(dir: &Path, weight: f64, modules: &mut BTreeMap<String, Vec<Part>>
                 ),
             ));
         };
-        let other = format!("{PREFIX}{module}.lora_B.weight");
+        let other = format!("{PREFIX}{module}{}", suffixes[1]);
         let ((a, [r, inputs]), (b, [outputs, r_b])) = (values(name)?, values(&other)?);
         let target = target_at(&config, module)?;
         if r != r_b || r != target.r {
@@ -159,9 +178,26 @@ fn read_parts(dir: &Path, weight: f64, modules: &mut BTreeMap<String, Vec<Part>>
                 "has other dimensions than in the other adapters: another base model",
             ));
         }
-        known.push(Part { a, b, r, weight: weight * target.scale });
+        known.push(Part { a, b, r, weight: weight * target.scale, suffixes });
     }
     Ok(config)
+}
+
+/// The base's own weight beside an adapter on an embedding or a head, as PEFT writes it: kept where all have the same.
+fn keep_copy(name: &str, copy: Tensor, copies: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    let backend = Cpu::new(Some(1))?;
+    match copies.get(name) {
+        Some(known)
+            if known.shape() != copy.shape() || backend.to_f32(known)? != backend.to_f32(&copy)? =>
+        {
+            Err(Error::tensor(name, "is another in the other adapters: they are for different base models"))
+        }
+        Some(_) => Ok(()),
+        None => {
+            copies.insert(name.to_string(), copy);
+            Ok(())
+        }
+    }
 }
 
 fn combine_module(module: &str, parts: &[Part], kind: CombinationType, rank: usize) -> Result<Combined> {

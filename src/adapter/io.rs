@@ -77,8 +77,11 @@ pub(super) fn load_params(
 
 /// The key of the weight of an embedding or a head in the file of an adapter that is on it.
 pub(super) fn copy_key(module: &str) -> String {
-    format!("{PREFIX}{module}.base_layer.weight")
+    format!("{PREFIX}{module}{COPY_SUFFIX}")
 }
+
+/// What follows the module's path in it.
+pub(super) const COPY_SUFFIX: &str = ".base_layer.weight";
 
 /// Rows that are compared at a time.
 const ROWS: usize = 256;
