@@ -144,17 +144,15 @@ struct Exchange {
     }
 };
 
-// Four-bit codes that a lane turns into mma's (or wgmma's) A of 16 rows, of a matrix whose rows are contracted: those of a
-// tile's TILE_K of the rows g and g + 8. Of those the four lanes of a quad read 16 each; mma wants k 2t, 2t + 1, 2t + 8 and
-// 2t + 9 of every 16 in lane t, so the bytes change lanes by two shuffles a row.
-struct QuadCodes {
-    uint2 bytes[2];
+// Scales of a matrix whose rows are contracted, in mma's (or wgmma's) A of 16 rows: of a tile's TILE_K of the rows g and
+// g + 8, which four lanes have in common.
+struct QuadScales {
     float scale[2][2], zero[2][2]; // of rows g and g + 8, of each run
     bool zeros;
 
     // Lane t reads the constants of the run t % 2 of `row`, or of the row 8 further if t is 2 or 3.
-    static __device__ __forceinline__ BlockConstants load_constants_of(const quantized_matrix &q, uint64_t row,
-                                                                       uint64_t rows, uint64_t k) {
+    static __device__ __forceinline__ BlockConstants load(const quantized_matrix &q, uint64_t row, uint64_t rows,
+                                                          uint64_t k) {
         unsigned t = lane_index() % 4;
         uint64_t at = k + t % 2 * RUN;
         row += t / 2 * 8;
@@ -162,19 +160,43 @@ struct QuadCodes {
         return load_constants(q, block_of(q, row, at));
     }
 
+    __device__ __forceinline__ explicit QuadScales(const quantized_matrix &q) : zeros(q.zeros != nullptr) {}
+
+    __device__ __forceinline__ QuadScales(const quantized_matrix &q, const BlockConstants &constants, const float *map)
+        : QuadScales(q) {
+        float own = own_scale(q, constants, map);
+#pragma unroll
+        for (int r = 0; r < 2; r++) share(r, own, constants.zero);
+    }
+
+    static __device__ __forceinline__ float own_scale(const quantized_matrix &q, const BlockConstants &constants,
+                                                      const float *map) {
+        return constants.nested == ~0u ? 0.0f : scale_of(q, constants, map);
+    }
+    // Row r's, from the lanes that have them.
+    __device__ __forceinline__ void share(int r, float own_scale, float own_zero) {
+#pragma unroll
+        for (int run = 0; run < 2; run++) {
+            scale[r][run] = __shfl_sync(0xffffffffu, own_scale, 2 * r + run, 4);
+            zero[r][run] = zeros ? __shfl_sync(0xffffffffu, own_zero, 2 * r + run, 4) : 0.0f;
+        }
+    }
+};
+
+// Codes of four bits that a lane turns into that A. The four lanes of a quad read 16 k each; mma wants k 2t, 2t + 1,
+// 2t + 8 and 2t + 9 of every 16 in lane t, so the bytes change lanes by two shuffles a row.
+struct QuadCodes : QuadScales {
+    uint2 bytes[2];
+
     // `codes`: this lane's eight bytes of each row.
     __device__ __forceinline__ QuadCodes(const quantized_matrix &q, const Exchange &exchange, const uint2 (&codes)[2],
                                          const BlockConstants &constants, const float *map)
-        : zeros(q.zeros != nullptr) {
-        float own = constants.nested == ~0u ? 0.0f : scale_of(q, constants, map);
+        : QuadScales(q) {
+        float own = own_scale(q, constants, map);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             bytes[r] = exchange(codes[r]);
-#pragma unroll
-            for (int run = 0; run < 2; run++) {
-                scale[r][run] = __shfl_sync(0xffffffffu, own, 2 * r + run, 4);
-                zero[r][run] = zeros ? __shfl_sync(0xffffffffu, constants.zero, 2 * r + run, 4) : 0.0f;
-            }
+            share(r, own, constants.zero);
         }
     }
 
@@ -182,11 +204,11 @@ struct QuadCodes {
     __device__ __forceinline__ void decode(uint32_t (&a)[4], const PairTable &table, int step) const {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int r = i % 2, half = i / 2;
+            int r = i % 2, half = i / 2, run = step / 2;
             uint32_t word = step % 2 ? bytes[r].y : bytes[r].x;
-            float2 level = table(word >> (step / 2 * 16 + half * 8) & 255);
-            if (zeros) level = make_float2(level.x - zero[r][step / 2], level.y - zero[r][step / 2]);
-            a[i] = pack_bf16(level.x * scale[r][step / 2], level.y * scale[r][step / 2]);
+            float2 level = table(word >> (run * 16 + half * 8) & 255);
+            if (zeros) level = make_float2(level.x - zero[r][run], level.y - zero[r][run]);
+            a[i] = pack_bf16(level.x * scale[r][run], level.y * scale[r][run]);
         }
     }
 };

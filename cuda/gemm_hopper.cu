@@ -29,13 +29,14 @@ struct Stage {
     __device__ __forceinline__ unsigned slot_before() const { return (slot ? slot : stages) - 1; }
 };
 
-// ROWS_: of the result, in a tile. CODES_: one term's right operand is of four-bit codes. SPLIT_: the blocks of a cluster
-// have parts of a sum.
-template <int ROWS_, bool CODES_, bool A_K_MAJOR_, bool B_K_MAJOR_, bool SPLIT_> struct Kind {
-    static constexpr int ROWS = ROWS_, CLUSTER = SPLIT_ ? PARTS : 2;
-    static constexpr bool CODES = CODES_, A_K_MAJOR = A_K_MAJOR_, B_K_MAJOR = B_K_MAJOR_, SPLIT = SPLIT_;
+// ROWS_: of the result, in a tile. CODE_BITS_: 4 or 8 if one term's right operand is of such codes, else 0. SPLIT_: the blocks
+// of a cluster have parts of a sum.
+template <int ROWS_, int CODE_BITS_, bool A_K_MAJOR_, bool B_K_MAJOR_, bool SPLIT_> struct Kind {
+    static constexpr int ROWS = ROWS_, CODE_BITS = CODE_BITS_, CLUSTER = SPLIT_ ? PARTS : 2;
+    static constexpr bool CODES = CODE_BITS_ != 0, A_K_MAJOR = A_K_MAJOR_, B_K_MAJOR = B_K_MAJOR_, SPLIT = SPLIT_;
     static constexpr unsigned A_BYTES = ROWS * LINE, B_BYTES = COLUMNS * LINE, STAGE_BYTES = A_BYTES + B_BYTES;
-    static constexpr unsigned CODE_BYTES = COLUMNS * TILE_K / 2;
+    static constexpr unsigned CODE_BYTES = COLUMNS * TILE_K * CODE_BITS / 8;
+    static constexpr unsigned PAIRS = CODE_BITS == 4 ? 256 * sizeof(float2) << PAIR_COPIES : 0;
 };
 
 template <class K> struct Block {
@@ -46,7 +47,7 @@ template <class K> struct Block {
 
     __device__ __forceinline__ unsigned char *a_tile(const Stage &stage) const { return ring + stage.slot * K::STAGE_BYTES; }
     __device__ __forceinline__ unsigned char *b_tile(const Stage &stage) const { return a_tile(stage) + K::A_BYTES; }
-    // Behind the ring: results on their way, scales of tiles whose rows are contracted, the tables for decoding.
+    // Behind the ring: results on their way, scales of lines where rows are contracted, the tables for decoding.
     __device__ __forceinline__ unsigned char *staged() const { return ring + p.stages * K::STAGE_BYTES; }
     __device__ __forceinline__ unsigned char *scales() const {
         return staged() + (K::SPLIT ? 0 : 2 * CHUNK_ROWS * STAGED_COLUMNS * sizeof(float));
@@ -91,8 +92,8 @@ template <class K> struct Block {
         unsigned char *to = b_tile(stage);
         uint64_t *barrier = &full[stage.slot];
         if (codes) {
-            if constexpr (K::B_K_MAJOR) tma_load_2d(to, map, barrier, k / 2, column);
-            else tma_load_2d(to, map, barrier, column / 2, k);
+            if constexpr (K::B_K_MAJOR) tma_load_2d(to, map, barrier, k * K::CODE_BITS / 8, column);
+            else tma_load_2d(to, map, barrier, column * K::CODE_BITS / 8, k);
         } else if constexpr (K::B_K_MAJOR) {
             tma_load_2d(to, map, barrier, k, column);
         } else {
@@ -140,25 +141,26 @@ template <class K> struct Consumer {
 
     __device__ __forceinline__ unsigned thread() const { return warp * 32 + lane; }
     __device__ __forceinline__ void sync() const { barrier_sync(2 + group, 128); }
-    __device__ __forceinline__ float *map() const { return (float *)(block.tables() + PairTable::bytes(PAIR_COPIES)); }
+    __device__ __forceinline__ float *map() const { return (float *)(block.tables() + K::PAIRS); }
 
-    // The column in the group's 64 of wgmma's row 16 warp + lane / 4, or of the row 8 further. A byte of codes whose rows
-    // are not contracted holds neighbouring columns, so there these are the two rows' of one lane.
+    // The column in the group's 64 of wgmma's row 16 warp + lane / 4, or of the row 8 further. Where the rows of codes are
+    // contracted, a lane reads neighbouring columns, so there these are its two rows'.
     __device__ __forceinline__ unsigned column(int upper) const {
         if (!K::CODES || K::B_K_MAJOR) return 16 * warp + lane / 4 + 8 * upper;
+        if (K::CODE_BITS == 8) return 16 * warp + 2 * (lane / 4) + upper;
         return 32 * (warp / 2) + 4 * (lane / 4) + 2 * (warp % 2) + upper;
     }
 
     // ---- codes ----
 
-    // Of the next tile; for codes whose rows are not contracted those of the lines `lane` and `lane` + 32.
+    // Of the next tile; where rows are contracted those of the lines `lane` and `lane` + 32.
     using Constants = BlockConstants[K::B_K_MAJOR ? 1 : 2];
 
     __device__ __forceinline__ void load_constants_of(Constants &constants, const Place &place, const Cursor &at) const {
         const quantized_matrix &q = at.here().quantized;
         if constexpr (K::B_K_MAJOR) {
             constants[0] =
-                QuadCodes::load_constants_of(q, place.column + 64 * group + column(0), place.problem.n, at.k);
+                QuadScales::load(q, place.column + 64 * group + column(0), place.problem.n, at.k);
         } else {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -170,48 +172,79 @@ template <class K> struct Consumer {
         }
     }
 
-    __device__ __forceinline__ void decode(Fragments &fragments, const quantized_matrix &q,
-                                           const Constants &constants) const {
+    // W is [n, k].
+    __device__ __forceinline__ void decode_columns(Fragments &fragments, const quantized_matrix &q,
+                                                   const Constants &constants) const {
         const unsigned char *codes = block.b_tile(stage);
-        unsigned g = lane / 4, t = lane % 4;
-        if constexpr (K::B_K_MAJOR) {
+        unsigned first = 64 * group + column(0), t = lane % 4;
+        if constexpr (K::CODE_BITS == 4) {
             uint2 bytes[2];
 #pragma unroll
-            for (int r = 0; r < 2; r++)
-                bytes[r] = *(const uint2 *)(codes + (64 * group + 16 * warp + g + 8 * r) * (TILE_K / 2) + 8 * t);
-            const QuadCodes decoder(q, Exchange(), bytes, constants[0], map());
+            for (int r = 0; r < 2; r++) bytes[r] = *(const uint2 *)(codes + (first + 8 * r) * (TILE_K / 2) + 8 * t);
+            const QuadCodes own(q, Exchange(), bytes, constants[0], map());
 #pragma unroll
-            for (int step = 0; step < STEPS; step++) decoder.decode(fragments[step], table, step);
+            for (int step = 0; step < STEPS; step++) own.decode(fragments[step], table, step);
         } else {
-            float2 *scales = (float2 *)block.scales() + (group * 4 + warp) * TILE_K; // and zero points, of lines
-            __syncwarp();
+            const QuadScales scales(q, constants[0], map());
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float scale = constants[i].nested == ~0u ? 0.0f : scale_of(q, constants[i], map());
-                scales[lane + 32 * i] = make_float2(scale, constants[i].zero);
-            }
-            __syncwarp();
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                // Lines of 64 bytes, swizzled by TMA; of 16 of them the warp has every second byte.
-                unsigned line = lane + 32 * half, chunk = 2 * group + warp / 2;
-                uint32_t r[4];
-                ldmatrix_x4_trans(r, codes + line * (COLUMNS / 2) + (chunk ^ (line / 2 & 3)) * 16);
+            for (int step = 0; step < STEPS; step++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    // Of the lines 8 i + 2 t and the next.
-                    const float4 two = *(const float4 *)&scales[32 * half + 8 * i + 2 * t];
-                    float2 even = table(r[i] >> 8 * (warp % 2) & 255), odd = table(r[i] >> (16 + 8 * (warp % 2)) & 255);
+                    // Rows of 64 bytes, swizzled by TMA.
+                    unsigned row = first + i % 2 * 8, chunk = step ^ (row / 2 & 3);
+                    uint32_t two = *(const uint16_t *)(codes + row * TILE_K + chunk * 16 + i / 2 * 8 + 2 * t);
+                    float scale = scales.scale[i % 2][step / 2];
+                    fragments[step][i] = pack_bf16(level_of_byte(two & 255, q.format) * scale,
+                                                   level_of_byte(two >> 8, q.format) * scale);
+                }
+        }
+    }
+
+    // W is [k, n].
+    __device__ __forceinline__ void decode_rows(Fragments &fragments, const quantized_matrix &q,
+                                                const Constants &constants) const {
+        const unsigned char *codes = block.b_tile(stage);
+        constexpr unsigned BYTES = COLUMNS * K::CODE_BITS / 8, CHUNKS = BYTES / 16; // of a line
+        float2 *scales = (float2 *)block.scales() + (group * 4 + warp) * TILE_K;    // and zero points, of lines
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float scale = constants[i].nested == ~0u ? 0.0f : scale_of(q, constants[i], map());
+            scales[lane + 32 * i] = make_float2(scale, constants[i].zero);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            // Swizzled by TMA. Of 16 bytes the warp has all, or, of four bits, every second one.
+            unsigned line = lane + 32 * half, chunk = (4 * group + warp) * CHUNKS / 8;
+            uint32_t r[4];
+            ldmatrix_x4_trans(r, codes + line * BYTES + (chunk ^ (line * CHUNKS / 8 & (CHUNKS - 1))) * 16);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                // Both columns of the lines 8 i + 2 t and the next.
+                const float4 two = *(const float4 *)&scales[32 * half + 8 * i + 2 * (lane % 4)];
+                float2 even, odd;
+                if constexpr (K::CODE_BITS == 4) {
+                    even = table(r[i] >> 8 * (warp % 2) & 255), odd = table(r[i] >> (16 + 8 * (warp % 2)) & 255);
                     if (q.zeros) {
                         even = make_float2(even.x - two.y, even.y - two.y);
                         odd = make_float2(odd.x - two.w, odd.y - two.w);
                     }
-                    uint32_t(&a)[4] = fragments[2 * half + i / 2];
-                    a[i % 2 * 2] = pack_bf16(even.x * two.x, odd.x * two.z);
-                    a[i % 2 * 2 + 1] = pack_bf16(even.y * two.x, odd.y * two.z);
+                } else {
+                    even = make_float2(level_of_byte(r[i] & 255, q.format), level_of_byte(r[i] >> 8 & 255, q.format));
+                    odd = make_float2(level_of_byte(r[i] >> 16 & 255, q.format), level_of_byte(r[i] >> 24, q.format));
                 }
+                uint32_t(&a)[4] = fragments[2 * half + i / 2];
+                a[i % 2 * 2] = pack_bf16(even.x * two.x, odd.x * two.z);
+                a[i % 2 * 2 + 1] = pack_bf16(even.y * two.x, odd.y * two.z);
             }
         }
+    }
+
+    __device__ __forceinline__ void decode(Fragments &fragments, const quantized_matrix &q,
+                                           const Constants &constants) const {
+        if constexpr (K::B_K_MAJOR) decode_columns(fragments, q, constants);
+        else decode_rows(fragments, q, constants);
     }
 
     // The same of a tile of bf16, so that its columns have the order of the codes' ones.
@@ -414,11 +447,13 @@ template <class K> __device__ __forceinline__ void gemm_hopper(const gemm_hopper
         if constexpr (HOPPER_CHIP) gemm_hopper<Kind<__VA_ARGS__>>(p);                                                  \
     }
 #define GEMMS_HOPPER(name, rows, split)                                                                                \
-    GEMM_HOPPER(name##bf16_##rows##_nt, rows, false, true, true, split)                                                \
-    GEMM_HOPPER(name##bf16_##rows##_nn, rows, false, true, false, split)                                               \
-    GEMM_HOPPER(name##bf16_##rows##_tn, rows, false, false, false, split)                                              \
-    GEMM_HOPPER(name##codes_##rows##_nt, rows, true, true, true, split)                                                \
-    GEMM_HOPPER(name##codes_##rows##_nn, rows, true, true, false, split)
+    GEMM_HOPPER(name##bf16_##rows##_nt, rows, 0, true, true, split)                                                    \
+    GEMM_HOPPER(name##bf16_##rows##_nn, rows, 0, true, false, split)                                                   \
+    GEMM_HOPPER(name##bf16_##rows##_tn, rows, 0, false, false, split)                                                  \
+    GEMM_HOPPER(name##codes4_##rows##_nt, rows, 4, true, true, split)                                                  \
+    GEMM_HOPPER(name##codes4_##rows##_nn, rows, 4, true, false, split)                                                 \
+    GEMM_HOPPER(name##codes8_##rows##_nt, rows, 8, true, true, split)                                                  \
+    GEMM_HOPPER(name##codes8_##rows##_nn, rows, 8, true, false, split)
 GEMMS_HOPPER(gemm_hopper_, 128, false)
 GEMMS_HOPPER(gemm_hopper_, 192, false)
 GEMMS_HOPPER(gemm_hopper_split_, 128, true)

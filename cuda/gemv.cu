@@ -101,7 +101,7 @@ template <int N_TILES> struct Gemv {
         };
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) start(codes[i], i, from + i);
-        scale[0] = QuadCodes::load_constants_of(q, column + g, place.problem.n, (uint64_t)from * TILE_K);
+        scale[0] = QuadScales::load(q, column + g, place.problem.n, (uint64_t)from * TILE_K);
         for (unsigned first = from; first < end; first += AHEAD) {
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
@@ -109,7 +109,7 @@ template <int N_TILES> struct Gemv {
                 if (tile >= end) break;
                 if (tile + 1 < end)
                     scale[(i + 1) % 2] =
-                        QuadCodes::load_constants_of(q, column + g, place.problem.n, (uint64_t)(tile + 1) * TILE_K);
+                        QuadScales::load(q, column + g, place.problem.n, (uint64_t)(tile + 1) * TILE_K);
                 cp_async_wait<AHEAD - 1>();
                 __syncwarp();
                 multiply_quantized(sum, q, codes[i], scale[i % 2], i);

@@ -348,7 +348,7 @@ fn degenerate_products() {
 fn many_rows_have_the_bits_of_the_portable_kernels() {
     let mut values = Values(29);
     let chips = cuda::chips();
-    let formats = [None, Some(["nf4", "fp4"]), Some(["int4-asym", "int4"])];
+    let formats = [None, Some(["nf4", "fp4"]), Some(["int4-asym", "int4"]), Some(["int8-block", "fp8-e5m2"])];
     let mut turn = 0;
     for (m, n, k) in [(376, 288, 352), (256, 160, 608), (104, 160, 960)] {
         for ((at, bt), formats) in
@@ -436,7 +436,7 @@ fn kernels_of(capability: u32) -> BTreeSet<String> {
                     Matrix::Dense { tensor: &plain, transposed: bt },
                     Matrix::Quantized { matrix: &bytes, transposed: bt },
                 ];
-                for b in &b[..if k == 64 { 3 } else { 2 }] {
+                for b in &b {
                     recorder.take();
                     product(&backend, &Gemm::new(&[GemmTerm { a, b: *b }]), [m, n], DType::F32);
                     found.insert(recorder.take().1);
@@ -471,7 +471,10 @@ fn sizes_choose_among_all_kernels() {
         let (split, rows) =
             if let Some(rows) = tile.strip_prefix("split_") { ("split_", rows) } else { ("", tile) };
         expected.extend(["nn", "nt", "tn"].map(|layout| format!("gemm_hopper_{split}bf16_{rows}_{layout}")));
-        expected.extend(["nn", "nt"].map(|layout| format!("gemm_hopper_{split}codes_{rows}_{layout}")));
+        for codes in ["codes4", "codes8"] {
+            let name = |layout| format!("gemm_hopper_{split}{codes}_{rows}_{layout}");
+            expected.extend(["nn", "nt"].map(name));
+        }
     }
     demand(&expected, &kernels_of(90));
 }

@@ -123,15 +123,15 @@ fn planted_faults_make_the_portable_kernels_serve() {
         "wgmma_advance(b, step * B_STEP), wgmma_advance(a, step * A_STEP), tile > from || step > 0);";
     refused(multiply, &multiply.replace("tile > from || step > 0", "true"), Kind::Bf16, true, "");
     refused("row + half * (K::ROWS / 2)", "row + half * (K::ROWS / 2 - 8)", Kind::Bf16, true, "");
-    refused("&scales[32 * half + 8 * i + 2 * t]", "&scales[32 * half + 8 * i]", Kind::CodesNn, true, "");
-    // The bytes of codes that another warp decodes; a low-rank part's columns in their own order.
     refused(
-        "float2 even = table(r[i] >> 8 * (warp % 2)",
-        "float2 even = table(r[i] >> 0",
+        "&scales[32 * half + 8 * i + 2 * (lane % 4)]",
+        "&scales[32 * half + 8 * i]",
         Kind::CodesNn,
         true,
         "",
     );
+    // The bytes of codes that another warp decodes; a low-rank part's columns in their own order.
+    refused("even = table(r[i] >> 8 * (warp % 2)", "even = table(r[i] >> 0", Kind::CodesNn, true, "");
     refused("else if constexpr (!K::B_K_MAJOR) gather(fragments);", "", Kind::CodesNn, true, "");
     // Parts joined before they are there, and in another order.
     let join = "sum, first);\n        cluster_arrive();\n        cluster_wait();\n";

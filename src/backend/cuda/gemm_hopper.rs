@@ -60,14 +60,15 @@ impl Checked {
 
 /// The tiles of kernels that may serve.
 pub(super) fn tiles(cuda: &Cuda, family: Family) -> impl Iterator<Item = Tile> {
-    let has_kernels = matches!(family, Family::Bf16(_) | Family::Decoded(Layout::Nt | Layout::Nn, 4));
+    let has_kernels = matches!(family, Family::Bf16(_) | Family::Decoded(Layout::Nt | Layout::Nn, 4 | 8));
     TILES.into_iter().filter(move |_| has_kernels && cuda.hopper.there)
 }
 
-fn layout_and_codes(family: Family) -> (Layout, bool) {
+/// The layout, and bits of codes or 0.
+fn layout_and_bits(family: Family) -> (Layout, usize) {
     match family {
-        Family::Bf16(layout) => (layout, false),
-        Family::Decoded(layout, _) => (layout, true),
+        Family::Bf16(layout) => (layout, 0),
+        Family::Decoded(layout, bits) => (layout, bits),
         _ => unreachable!("only these have tiles"),
     }
 }
@@ -78,10 +79,15 @@ fn stage_bytes(tile: &Tile) -> usize {
 
 /// Bytes of shared memory beside the ring.
 fn beside_ring(tile: &Tile, family: Family) -> usize {
-    let (layout, codes) = layout_and_codes(family);
+    let (layout, bits) = layout_and_bits(family);
     let staged = if tile.by == (By::Wgmma { split: true }) { 0 } else { STAGED };
     let scales = if layout == Layout::Nn { SCALES } else { 0 };
-    STATIC + staged + if codes { scales + MAP + (PAIRS << PAIR_COPIES) } else { 0 }
+    let tables = match bits {
+        0 => 0,
+        4 => scales + MAP + (PAIRS << PAIR_COPIES),
+        _ => scales + MAP,
+    };
+    STATIC + staged + tables
 }
 
 pub(super) fn least_shared_bytes(tile: &Tile, family: Family) -> usize {
@@ -89,9 +95,9 @@ pub(super) fn least_shared_bytes(tile: &Tile, family: Family) -> usize {
 }
 
 fn kernel(family: Family, tile: &Tile) -> String {
-    let (layout, codes) = layout_and_codes(family);
+    let (layout, bits) = layout_and_bits(family);
     let split = if tile.by == (By::Wgmma { split: true }) { "split_" } else { "" };
-    let operand = if codes { "codes" } else { "bf16" };
+    let operand = if bits == 0 { "bf16".into() } else { format!("codes{bits}") };
     format!("gemm_hopper_{split}{operand}_{}_{}", tile.rows, layout.letters())
 }
 
@@ -115,15 +121,23 @@ fn matrices(term: &Term<'_>, product: &Product<'_>, tile: &Tile) -> Result<[TmaM
     let b = match term.b {
         Matrix::Dense { .. } if transposed => bf16(&gemm::operand(&term.b)?, [k, n], [TILE_K, COLUMNS]),
         Matrix::Dense { .. } => bf16(&gemm::operand(&term.b)?, [n, k], [64, TILE_K]),
-        Matrix::Quantized { matrix, .. } => TmaMatrix {
-            data: quant::view(matrix)?.codes,
-            element_bytes: 1,
-            size: (if transposed { [k / 2, n] } else { [n / 2, k] }).map(|n| n as u64),
-            row_bytes: matrix.shape()[1] as u64 / 2,
-            box_size: (if transposed { [TILE_K / 2, COLUMNS] } else { [COLUMNS / 2, TILE_K] })
-                .map(|n| n as u32),
-            swizzle: if transposed { 0 } else { 64 },
-        },
+        Matrix::Quantized { matrix, .. } => {
+            let bytes = |elements: usize| elements * matrix.config().format.bits() / 8;
+            let (size, box_size) = if transposed {
+                ([bytes(k), n], [bytes(TILE_K), COLUMNS])
+            } else {
+                ([bytes(n), k], [bytes(COLUMNS), TILE_K])
+            };
+            TmaMatrix {
+                data: quant::view(matrix)?.codes,
+                element_bytes: 1,
+                size: size.map(|n| n as u64),
+                row_bytes: bytes(matrix.shape()[1]) as u64,
+                box_size: box_size.map(|n| n as u32),
+                // Lines of 32 bytes are read without conflicts as they are.
+                swizzle: if box_size[0] == 32 { 0 } else { box_size[0] as u32 },
+            }
+        }
     };
     Ok([a, b])
 }
@@ -194,8 +208,12 @@ pub(super) fn serves(cuda: &Cuda, family: Family, tile: &Tile) -> Result<bool> {
 /// How far off a kernel is on small products that reach every part of it: odd sizes, a low-rank term, each kind of
 /// weight.
 fn miss(cuda: &Cuda, family: Family, tile: &Tile) -> Result<Option<String>> {
-    let (layout, codes) = layout_and_codes(family);
-    let formats: &[Option<&str>] = if codes { &[Some("nf4"), Some("int4-asym")] } else { &[None] };
+    let (layout, bits) = layout_and_bits(family);
+    let formats: &[Option<&str>] = match bits {
+        0 => &[None],
+        4 => &[Some("nf4"), Some("int4-asym")],
+        _ => &[Some("int8-block"), Some("fp8")],
+    };
     for format in formats {
         let [expected, found] = both(cuda, family, layout, tile, *format)?;
         let different = expected.iter().zip(&found).filter(|(e, f)| e.to_bits() != f.to_bits()).count();
