@@ -43,24 +43,28 @@ __device__ __forceinline__ void copy_tile(T *tile, RowAt row_at, int head_dim, b
     }
 }
 
+// Whether 16 bytes of elements have one that is not finite; makes these zero if `clear`.
+template <class T> __device__ __forceinline__ bool has_not_finite(T *chunk_of_16, bool clear) {
+    constexpr uint32_t EXPONENT = sizeof(T) == 2 ? 0x7f807f80u : 0x7f800000u;
+    constexpr uint32_t ONE = EXPONENT & (EXPONENT ^ EXPONENT << 1); // its lowest bit
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(chunk_of_16);
+    uint32_t found = 0;
+#pragma unroll
+    for (int j = 0; j < 4; j++) found |= (words[j] & EXPONENT) + ONE;
+    if ((found & ~EXPONENT & EXPONENT << 1) == 0) return false;
+    for (int j = 0; clear && j < chunk<T>; j++)
+        if (!(fabsf(to_float(chunk_of_16[j])) <= 3.402823466e38f)) chunk_of_16[j] = T{};
+    return true;
+}
+
 // Marks in `bad` the rows of a tile that have elements which are not finite, and makes these zero if `clear`. Each
 // thread looks at what it copied itself, so no barrier is needed before, but `bad` has to be zero.
 template <class T, int D, int ROWS, int THREADS>
 __device__ __forceinline__ void find_not_finite(T *tile, uint32_t *bad, bool clear) {
     constexpr int CHUNKS = D / chunk<T>, STEP = THREADS / CHUNKS;
-    constexpr uint32_t EXPONENT = sizeof(T) == 2 ? 0x7f807f80u : 0x7f800000u;
-    constexpr uint32_t ONE = EXPONENT & (EXPONENT ^ EXPONENT << 1); // its lowest bit
-    for (int row = threadIdx.x / CHUNKS; row < ROWS && threadIdx.x < STEP * CHUNKS; row += STEP) {
-        T *at = tile + row * stride<T, D> + threadIdx.x % CHUNKS * chunk<T>;
-        const uint32_t *words = reinterpret_cast<const uint32_t *>(at);
-        uint32_t found = 0;
-#pragma unroll
-        for (int j = 0; j < 4; j++) found |= (words[j] & EXPONENT) + ONE;
-        if ((found & ~EXPONENT & EXPONENT << 1) == 0) continue;
-        atomicOr(bad + row / 32, 1u << row % 32);
-        for (int j = 0; clear && j < chunk<T>; j++)
-            if (!(fabsf(to_float(at[j])) <= 3.402823466e38f)) at[j] = T{};
-    }
+    for (int row = threadIdx.x / CHUNKS; row < ROWS && threadIdx.x < STEP * CHUNKS; row += STEP)
+        if (has_not_finite(tile + row * stride<T, D> + threadIdx.x % CHUNKS * chunk<T>, clear))
+            atomicOr(bad + row / 32, 1u << row % 32);
 }
 
 // s = a b^T over D columns: `a` at this warp's first row, N rows of b. Fused multiply-adds in f32.

@@ -349,6 +349,13 @@ struct attention_params {
     int32_t aligned;      // whether every row of a head begins at a multiple of 16 bytes and has a multiple of them
 };
 
+// attention_hopper_{64,128}: of boxes of 64 x 64.
+struct attention_hopper_params {
+    struct attention_params attention;
+    struct tensor_map q, k, v;
+};
+#define ATTENTION_HOPPER_STAGES 2 // of the rings of keys and of values
+
 // attention_delta_{f32,bf16}
 struct attention_delta_params {
     float *delta; // [tokens, n_heads]

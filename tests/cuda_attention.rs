@@ -121,6 +121,61 @@ fn rows_of_a_cache_have_the_bits_of_the_full_forward() {
     }
 }
 
+/// Kernels for one chip alone have the bits of the portable ones, which serve for it elsewhere.
+#[test]
+fn every_kernel_of_a_chip_has_the_same_bits() {
+    let long = [Sequence { q_start: 0, q_len: 200, k_start: 0, k_len: 200 }];
+    let packed = [
+        Sequence { q_start: 0, q_len: 70, k_start: 0, k_len: 70 },
+        Sequence { q_start: 73, q_len: 90, k_start: 40, k_len: 160 },
+    ];
+    for backends in cuda::chips() {
+        for (heads, window, softcap) in [
+            ([2, 1, 64], None, None),
+            ([2, 2, 64], Some(67), Some(3.0)),
+            ([1, 1, 128], Some(100), None),
+            ([4, 2, 128], None, Some(2.0)),
+        ] {
+            let mut operands = Operands::new(heads, 200, window, softcap);
+            for bad in [None, Some(f32::NAN), Some(f32::INFINITY)] {
+                if let Some(bad) = bad {
+                    let cols = operands.v.len() / operands.rows;
+                    (operands.v[130 * cols + 3], operands.v[199 * cols + 9]) = (bad, bad);
+                }
+                for sequences in [&long[..], &packed] {
+                    let mut expected = None;
+                    for (i, backend) in backends.iter().enumerate() {
+                        let found = operands.run(backend, DType::BF16, sequences);
+                        let expected = expected.get_or_insert_with(|| (found.out.clone(), found.lse.clone()));
+                        let context =
+                            format!("{heads:?}, window {window:?}, {bad:?}, {sequences:?}, backend {i}");
+                        assert_eq!(different_bits(&expected.0, &found.out), 0, "out of {context}");
+                        assert_eq!(different_bits(&expected.1, &found.lse), 0, "lse of {context}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is said of Hopper's kernels is of these, not of others that took their place.
+#[test]
+fn many_queries_choose_hoppers_kernel() {
+    for head_dim in [64, 128] {
+        let recorder = cuda::Recorder::here(90);
+        if recorder.capability_of_chip() != 90 {
+            return;
+        }
+        let backend = lowrank::backend::cuda::Cuda::on(recorder.clone()).unwrap();
+        let operands = Operands::new([1, 1, head_dim], 100, None, None);
+        operands.run(&backend, DType::BF16, &cut(100, 100));
+        let kernels = recorder.kernels.lock().unwrap().clone();
+        let name = format!("attention_hopper_{head_dim}");
+        assert!(kernels.iter().filter(|kernel| **kernel == name).count() > 2, "{kernels:?}");
+        assert!(recorder.errors.lock().unwrap().is_empty());
+    }
+}
+
 #[test]
 fn rows_have_the_same_bits_wherever_their_sequence_lies() {
     let backend = cuda::host(ThreadOrder::Random(3));

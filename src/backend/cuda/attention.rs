@@ -1,7 +1,8 @@
-//! Launches of `cuda/attention.cu` and `cuda/attention_backward.cu`.
+//! Launches of `cuda/attention.cu` and `cuda/attention_backward.cu`; `cuda/attention_hopper.cu` serves for the first where
+//! it may ([`attention_hopper`]).
 
 use super::bindings::*;
-use super::{Cuda, read, written};
+use super::{Cuda, attention_hopper, read, written};
 use crate::backend::check::{self, ensure, ensure_alike};
 use crate::backend::{AttentionShape, Kernels};
 use crate::dtype::DType;
@@ -137,6 +138,17 @@ pub(super) fn attention(
     v: &Tensor,
     shape: &AttentionShape<'_>,
 ) -> Result<()> {
+    forward(cuda, [out, lse], [q, k, v], shape, None)
+}
+
+/// The forward; `hopper` says whose kernels serve for many queries, if it isn't to be found out.
+pub(super) fn forward(
+    cuda: &Cuda,
+    [out, lse]: [&mut Tensor; 2],
+    [q, k, v]: [&Tensor; 3],
+    shape: &AttentionShape<'_>,
+    hopper: Option<bool>,
+) -> Result<()> {
     let dtype = ensure_alike("attention", &[out, q])?;
     check::attention(shape, q, k, v, lse)?;
     if shape.sequences.is_empty() {
@@ -167,6 +179,10 @@ pub(super) fn attention(
     let keys = geometry.keys();
     let rows_of_group = call.max_queries * (shape.n_heads / shape.n_kv_heads);
     if rows_of_group > SPLIT_ROWS || call.max_keys <= keys || call.parts > u32::MAX as usize {
+        let takes = aligned && attention_hopper::takes(cuda, dtype, shape.head_dim);
+        if takes && hopper.map_or_else(|| attention_hopper::serves(cuda, shape.head_dim), Ok)? {
+            return attention_hopper::launch(cuda, params, [q, k, v], [call.max_queries, n_sequences]);
+        }
         let (warps, rows) = geometry.forward();
         let grid = [call.max_queries.div_ceil(warps * rows), shape.n_heads, n_sequences];
         let shared = geometry.tile_bytes(warps * rows + 2 * keys) + warps * geometry.operand_bytes(keys);

@@ -4,6 +4,7 @@ pub const SUM_BLOCK: u32 = 4096;
 pub const GEMM_MAX_TERMS: u32 = 4;
 pub const GEMM_MAX_PROBLEMS: u32 = 4;
 pub const GEMM_HOPPER_MAX_STAGES: u32 = 8;
+pub const ATTENTION_HOPPER_STAGES: u32 = 2;
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]
@@ -917,6 +918,29 @@ const _: () = {
         [::core::mem::offset_of!(attention_params, softcap) - 88usize];
     ["Offset of field: attention_params::aligned"]
         [::core::mem::offset_of!(attention_params, aligned) - 92usize];
+};
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_hopper_params {
+    pub attention: attention_params,
+    pub __bindgen_padding_0: [u64; 4usize],
+    pub q: tensor_map,
+    pub k: tensor_map,
+    pub v: tensor_map,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_hopper_params"][::core::mem::size_of::<attention_hopper_params>() - 512usize];
+    ["Alignment of attention_hopper_params"][::core::mem::align_of::<attention_hopper_params>() - 128usize];
+    ["Offset of field: attention_hopper_params::attention"]
+        [::core::mem::offset_of!(attention_hopper_params, attention) - 0usize];
+    ["Offset of field: attention_hopper_params::q"]
+        [::core::mem::offset_of!(attention_hopper_params, q) - 128usize];
+    ["Offset of field: attention_hopper_params::k"]
+        [::core::mem::offset_of!(attention_hopper_params, k) - 256usize];
+    ["Offset of field: attention_hopper_params::v"]
+        [::core::mem::offset_of!(attention_hopper_params, v) - 384usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -56,6 +56,40 @@ impl Checked {
     pub(super) fn new(properties: &Properties, portable: bool) -> Self {
         Checked { there: properties.capability == 90 && !portable, kernels: Mutex::default() }
     }
+
+    /// Whether there are kernels to ask.
+    pub(super) fn is_there(&self) -> bool {
+        self.there
+    }
+
+    /// Whether a kernel serves: `miss` found nothing amiss. Asked once; a miss is one line on stderr.
+    pub(super) fn serves(
+        &self,
+        cuda: &Cuda,
+        kernel: String,
+        miss: impl FnOnce() -> Result<Option<String>>,
+    ) -> Result<bool> {
+        if cuda.plans {
+            return Ok(true);
+        }
+        let known = || self.kernels.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(serves) = known().get(&kernel) {
+            return Ok(*serves);
+        }
+        let miss = match miss() {
+            Err(e @ Error::OutOfMemory { .. }) => return Err(e),
+            Err(e) => Some(e.to_string()),
+            Ok(miss) => miss,
+        };
+        if let Some(miss) = &miss {
+            eprintln!(
+                "warning: {}: the portable kernels serve for {kernel}, which failed its check: {miss}",
+                cuda.name()
+            );
+        }
+        known().insert(kernel, miss.is_none());
+        Ok(miss.is_none())
+    }
 }
 
 /// The tiles of kernels that may serve.
@@ -180,29 +214,24 @@ pub(super) fn launch(
     unsafe { cuda.launch_clusters(&kernel(family, tile), grid, tile.cluster(), THREADS, shared, &params) }
 }
 
-/// Whether a kernel serves: it runs, with the bits of the portable ones. Asked once; a miss is one line on stderr.
+/// Whether a kernel serves: it runs, with the bits of the portable ones.
 pub(super) fn serves(cuda: &Cuda, family: Family, tile: &Tile) -> Result<bool> {
-    if cuda.plans {
-        return Ok(true);
+    cuda.hopper.serves(cuda, kernel(family, tile), || miss(cuda, family, tile))
+}
+
+/// What to say of results that have not the bits of the portable kernels'.
+pub(super) fn difference(expected: &[f32], found: &[f32]) -> Option<String> {
+    let different = expected.iter().zip(found).filter(|(e, f)| e.to_bits() != f.to_bits()).count();
+    if different == 0 {
+        return None;
     }
-    let kernel = kernel(family, tile);
-    let known = || cuda.hopper.kernels.lock().unwrap_or_else(|e| e.into_inner());
-    if let Some(serves) = known().get(&kernel) {
-        return Ok(*serves);
-    }
-    let miss = match miss(cuda, family, tile) {
-        Err(e @ Error::OutOfMemory { .. }) => return Err(e),
-        Err(e) => Some(e.to_string()),
-        Ok(miss) => miss,
-    };
-    if let Some(miss) = &miss {
-        eprintln!(
-            "warning: {}: the portable kernels serve for {kernel}, which failed its check: {miss}",
-            cuda.name()
-        );
-    }
-    known().insert(kernel, miss.is_none());
-    Ok(miss.is_none())
+    let distance = |(e, f): (&f32, &f32)| if e == f { 0.0 } else { (e - f).abs() };
+    let largest = expected.iter().zip(found).map(distance).fold(0.0, |a: f32, b| if b <= a { a } else { b });
+    let of = expected.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+    Some(format!(
+        "{different} of {} results differ from theirs, by up to {largest:e} where the largest is {of:e}",
+        expected.len()
+    ))
 }
 
 /// How far off a kernel is on small products that reach every part of it: odd sizes, a low-rank term, each kind of
@@ -216,16 +245,9 @@ fn miss(cuda: &Cuda, family: Family, tile: &Tile) -> Result<Option<String>> {
     };
     for format in formats {
         let [expected, found] = both(cuda, family, layout, tile, *format)?;
-        let different = expected.iter().zip(&found).filter(|(e, f)| e.to_bits() != f.to_bits()).count();
-        if different > 0 {
-            let distance = |(e, f): (&f32, &f32)| if e == f { 0.0 } else { (e - f).abs() };
-            let largest =
-                expected.iter().zip(&found).map(distance).fold(0.0, |a: f32, b| if b <= a { a } else { b });
-            let of = expected.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
-            return Ok(Some(format!(
-                "{different} of {} results differ from theirs, by up to {largest:e} where the largest is {of:e}",
-                expected.len()
-            )));
+        let miss = difference(&expected, &found);
+        if miss.is_some() {
+            return Ok(miss);
         }
     }
     Ok(None)

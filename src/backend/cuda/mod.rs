@@ -9,6 +9,7 @@
 mod bindings;
 
 mod attention;
+mod attention_hopper;
 mod device;
 mod elementwise;
 mod executor;
