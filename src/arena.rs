@@ -21,12 +21,12 @@ const MAP_THRESHOLD: usize = 256 * 1024;
 /// turns, would else be freed and allocated again and again.
 const SLACK: usize = 1 << 20;
 
-/// Where an arena on a device gets its memory.
+/// Where an arena gets its memory, if not from the system's allocator: a device's, or the host's that devices copy from.
 pub trait MemorySource: Send + Sync + std::fmt::Debug {
     /// The address of `bytes` new bytes, aligned to 256.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the device has none.
+    /// [`Error::OutOfMemory`] when there is none.
     fn allocate(&self, bytes: usize) -> Result<NonNull<u8>>;
 
     /// Takes back what [`MemorySource::allocate`] gave.
@@ -47,14 +47,14 @@ struct Pool {
     peak: usize,
     counting: bool,
     on_device: bool,
-    source: Option<Arc<dyn MemorySource>>, // none: the host's memory
+    source: Option<Arc<dyn MemorySource>>, // none: the system's
 }
 
 #[derive(Debug)]
 enum Memory {
     Heap(NonNull<u8>, usize),
     Map(MmapMut),
-    Device(NonNull<u8>, Arc<dyn MemorySource>),
+    From(NonNull<u8>, Arc<dyn MemorySource>),
 }
 
 // SAFETY: the pointer is uniquely owned by this value, as a `Box<[u8]>` would own it.
@@ -83,7 +83,7 @@ impl Memory {
 
     fn pointer(&mut self) -> NonNull<u8> {
         match self {
-            Memory::Heap(p, _) | Memory::Device(p, _) => *p,
+            Memory::Heap(p, _) | Memory::From(p, _) => *p,
             Memory::Map(m) => NonNull::new(m.as_mut_ptr()).expect("a map is never at address zero"),
         }
     }
@@ -100,7 +100,7 @@ impl Drop for Memory {
                 )
             },
             Memory::Map(_) => {}
-            Memory::Device(p, source) => source.free(*p),
+            Memory::From(p, source) => source.free(*p),
         }
     }
 }
@@ -132,6 +132,12 @@ impl Arena {
     pub fn on_device(source: Arc<dyn MemorySource>) -> Self {
         let pool = Pool { source: Some(source), on_device: true, ..Pool::default() };
         Arena { inner: Arc::new(Mutex::new(pool)) }
+    }
+
+    /// An arena of memory of the host that comes from elsewhere than the system's allocator.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_host(source: Arc<dyn MemorySource>) -> Self {
+        Arena { inner: Arc::new(Mutex::new(Pool { source: Some(source), ..Pool::default() })) }
     }
 
     /// [`Arena::counting`] for a device's memory.
@@ -178,7 +184,7 @@ impl Arena {
                 let keep = (pool.peak + SLACK).saturating_sub(pool.live + size);
                 pool.trim(keep);
                 match &pool.source {
-                    Some(source) => Memory::Device(source.allocate(size)?, source.clone()),
+                    Some(source) => Memory::From(source.allocate(size)?, source.clone()),
                     None => Memory::new(size)?,
                 }
             }

@@ -238,6 +238,22 @@ impl Tensor {
         Ok(Tensor { shape: new, ..self.clone() })
     }
 
+    /// The same bytes as elements of another type.
+    ///
+    /// # Errors
+    /// When the number of bytes differs, or the first is not where elements of that type may be.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn seen_as(&self, shape: &[usize], dtype: DType) -> Result<Self> {
+        let new = Shape::new(shape);
+        if new.elements() * dtype.size() != self.bytes() || !self.offset.is_multiple_of(dtype.size()) {
+            return Err(Error::shape(
+                "tensor",
+                format!("{:?} {} as {new:?} {dtype}", self.shape, self.dtype),
+            ));
+        }
+        Ok(Tensor { shape: new, dtype, ..self.clone() })
+    }
+
     /// Rows `range` of the first dimension, sharing the storage.
     ///
     /// # Errors

@@ -234,7 +234,7 @@ pub struct TrainArgs {
     /// adamw_torch, adamw_8bit, lion_32bit, sgd; paged_adamw_32bit, paged_adamw_8bit, paged_lion_32bit
     #[arg(long, default_value = "adamw_torch", help_heading = "Optimizer")]
     pub optim: String,
-    /// Memory that a paged optimizer's state may take (such as 64MB); the rest is in a file
+    /// Memory that a paged optimizer's state may take (such as 64MB); the rest is in a file, for a GPU in host memory
     #[arg(long, value_name = "SIZE", help_heading = "Optimizer")]
     pub optimizer_memory: Option<ByteSize>,
 

@@ -2,8 +2,8 @@
 //!
 //! A backend owns memory and computes coarse operations on [`Tensor`]s; nothing above it sees an address.
 //! `reference` is the slow oracle, `cpu` the SIMD one. A device backend fits the same trait: its
-//! tensors lie in device storage, its launches may be asynchronous, and only [`Kernels::download`] and
-//! [`Kernels::sum_squares`] wait.
+//! tensors lie in device storage, its launches may be asynchronous, and only [`Kernels::download`],
+//! [`Kernels::sum_squares`] and [`Kernels::step_report`] wait.
 //!
 //! # Shapes and types
 //! A tensor is seen as a matrix `[rows, cols]`: `cols` is its last dimension, `rows` the product of the
@@ -77,6 +77,9 @@ fn open_cuda(ordinal: usize) -> Result<Backend> {
 fn open_cuda(ordinal: usize) -> Result<Backend> {
     Err(Error::device(format!("cuda:{ordinal}"), "this program was built without the feature `cuda`"))
 }
+
+/// Pages of optimizer state that are on their way or in use at a time.
+pub const PAGES_AHEAD: usize = 2;
 
 /// The label of a token whose prediction does not count, as in Hugging Face's data.
 pub const IGNORE_INDEX: i32 = -100;
@@ -350,6 +353,46 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// Sum of the squares of an f32 tensor: 16 lanes within fixed blocks of 4096, blocks added in f64,
     /// ascending. Not finite if any element is not. Waits.
     fn sum_squares(&self, x: &Tensor) -> Result<f64>;
+
+    /// What a step tells the host, in one wait: [`Kernels::sum_squares`] of the gradients (0 without), and the elements of
+    /// the losses (f32), one tensor after the other.
+    fn step_report(&self, gradients: Option<&Tensor>, losses: &[Tensor]) -> Result<(f64, Vec<f32>)> {
+        let mut all = vec![0f32; losses.iter().map(Tensor::elements).sum()];
+        let mut rest = all.as_mut_slice();
+        for losses in losses {
+            let own;
+            (own, rest) = rest.split_at_mut(losses.elements());
+            self.download(losses, bytemuck::cast_slice_mut(own))?;
+        }
+        Ok((gradients.map_or(Ok(0.0), |g| self.sum_squares(g))?, all))
+    }
+
+    /// Zeros in memory of the host, where optimizer state lives that this backend's own has no room for; `None` where a
+    /// mapped file serves.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    fn page_memory(&self, _shape: &[usize], _dtype: DType) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Starts to bring a page of optimizer state to where operations take it, which is what it gives. At most
+    /// [`PAGES_AHEAD`] pages may be between this and [`Kernels::store_page`], which takes them in the same order.
+    fn fetch_page(&self, page: &[Tensor]) -> Result<Vec<Tensor>> {
+        page.iter().for_each(Tensor::fetch_pages);
+        Ok(page.to_vec())
+    }
+
+    /// Operations from now on find what [`Kernels::fetch_page`] brought.
+    fn begin_page(&self, _here: &[Tensor]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Starts to bring a page back, as operations so far left it.
+    fn store_page(&self, _page: &[Tensor], here: Vec<Tensor>) -> Result<()> {
+        here.iter().for_each(Tensor::release_pages);
+        Ok(())
+    }
 
     /// An AdamW step on flat f32 tensors of equal length, in PyTorch's order: `p *= 1 - lr wd;
     /// m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.

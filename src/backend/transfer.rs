@@ -12,8 +12,12 @@ impl dyn Kernels {
     /// When memory can't be had.
     pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let mut out = self.empty(shape, dtype)?;
-        let zeros = vec![0u8; out.bytes()];
-        self.upload(&mut out, &zeros)?;
+        if dtype.is_float() {
+            self.fill(&mut out, 0.0)?;
+        } else {
+            let zeros = vec![0u8; out.bytes()];
+            self.upload(&mut out, &zeros)?;
+        }
         Ok(out)
     }
 

@@ -57,10 +57,7 @@ impl Tape<'_> {
             (0..targets.len()).filter(|i| targets[*i] != IGNORE_INDEX).map(|i| i as i32).collect();
         let m = counted.len();
         let kept: Vec<i32> = counted.iter().map(|i| targets[*i as usize]).collect();
-        let targets_of = |range: Range<usize>| {
-            let len = range.len();
-            backend.from_slice(&kept[range], &[len])
-        };
+        let kept = backend.from_slice(&kept, &[m])?;
         let pieces = self.loss_pieces(&counted, grad_scale);
         let rows = (m != targets.len()).then(|| backend.from_slice(&counted, &[m])).transpose()?;
         let input = match &rows {
@@ -101,7 +98,7 @@ impl Tape<'_> {
                     &mut losses.slice(own.clone())?,
                     dlogits.as_ref().map(|d| d.slice(inside.clone())).transpose()?.as_mut(),
                     &logits.slice(inside)?,
-                    &targets_of(own)?,
+                    &kept.slice(own)?,
                     *grad_scale,
                 )?;
             }

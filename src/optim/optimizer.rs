@@ -5,7 +5,7 @@
 //! et al., "Symbolic discovery of optimization algorithms" (arXiv 2302.06675).
 
 use super::pages::{Page, StateSpec, page_bytes, pages};
-use crate::backend::{Backend, Moments8bit, OptimizerStep};
+use crate::backend::{Backend, Moments8bit, OptimizerStep, PAGES_AHEAD};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
@@ -13,6 +13,7 @@ use crate::model::save::StreamedTensor;
 use crate::param::{ParamStore, SLICE_ALIGNMENT};
 use crate::quant::dynamic_map::{MOMENTS_BLOCKSIZE, SIGNED_ZERO};
 use crate::tensor::Tensor;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
 
@@ -210,7 +211,7 @@ impl Optimizer {
         self.step
     }
 
-    /// Bytes of state in a file.
+    /// Bytes of state in a file, or on a GPU in pinned host memory.
     pub fn paged_bytes(&self) -> usize {
         let paged = self.pages.iter().filter(|page| page.is_paged());
         paged.flat_map(|page| &page.state).map(|tensor| tensor.bytes()).sum()
@@ -242,10 +243,16 @@ impl Optimizer {
         };
         let share = self.peak_learning_rate.map_or(1.0, |peak| learning_rate / peak);
         let (rule, runs) = (arguments.optim.0.rule, runs(params, arguments.loraplus_lr_ratio != 1.0));
-        for (i, page) in self.pages.iter().enumerate() {
-            if let Some(next) = self.pages.get(i + 1) {
-                next.fetch();
+        let mut fetched = VecDeque::with_capacity(PAGES_AHEAD);
+        let mut ahead = self.pages.iter();
+        for page in &self.pages {
+            while fetched.len() < PAGES_AHEAD
+                && let Some(next) = ahead.next()
+            {
+                fetched.push_back(backend.fetch_page(&next.state)?);
             }
+            let here = fetched.pop_front().expect("the page is among those fetched");
+            backend.begin_page(&here)?;
             for Run { range: run, decay, pace } in &runs {
                 let range = run.start.max(page.range.start)..run.end.min(page.range.end);
                 if range.is_empty() {
@@ -262,9 +269,9 @@ impl Optimizer {
                 };
                 let mut p = params.values().slice(range.clone())?;
                 let g = grads.slice(range.clone())?;
-                self.apply(backend, &mut p, &g, &mut page.slices(rule.state(), &range)?, &step)?;
+                self.apply(backend, &mut p, &g, &mut page.slices(&here, rule.state(), &range)?, &step)?;
             }
-            page.release();
+            backend.store_page(&page.state, here)?;
         }
         params.refresh_compute()
     }

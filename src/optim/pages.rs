@@ -1,6 +1,7 @@
-//! Optimizer state in pages: in memory as far as the budget goes, the others in a memory-mapped file.
+//! Optimizer state in pages: in the backend's memory as far as the budget goes, the others in a memory-mapped file, or
+//! in memory of the host from which a device streams them.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, PAGES_AHEAD};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::fs::temporary_sibling;
@@ -14,9 +15,6 @@ use std::sync::Arc;
 
 /// Elements of the parameters that a page stands for: 8 MiB of AdamW's moments.
 const PAGE_ELEMENTS: usize = 1 << 20;
-
-/// Pages on their way while one is in use; they are part of the budget.
-const MOVING_PAGES: usize = 2;
 
 /// One part of the state: a number for each `block` elements.
 #[derive(Clone, Copy, Debug)]
@@ -54,21 +52,9 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Whether the page is in the file.
+    /// Whether the page is outside the memory that the backend computes in.
     pub fn is_paged(&self) -> bool {
         self.paged
-    }
-
-    /// Moves the page towards memory.
-    pub fn fetch(&self) {
-        self.state.iter().for_each(Tensor::fetch_pages);
-    }
-
-    /// Lets the page go from memory, if it is in the file.
-    pub fn release(&self) {
-        if self.paged {
-            self.state.iter().for_each(Tensor::release_pages);
-        }
     }
 
     /// One part of the state for a range of elements inside the page.
@@ -77,9 +63,12 @@ impl Page {
         self.state[part].slice(start / block..end.div_ceil(block))
     }
 
-    /// All parts of the state for a range of elements inside the page.
-    pub fn slices(&self, specs: &[StateSpec], range: &Range<usize>) -> Result<Vec<Tensor>> {
-        specs.iter().enumerate().map(|(part, spec)| self.slice(part, spec.block, range)).collect()
+    /// All parts of `here`, the page where it is used, for a range of elements inside the page.
+    pub fn slices(&self, here: &[Tensor], specs: &[StateSpec], range: &Range<usize>) -> Result<Vec<Tensor>> {
+        let (start, end) = (range.start - self.range.start, range.end - self.range.start);
+        let slice =
+            |(part, spec): (&Tensor, &StateSpec)| part.slice(start / spec.block..end.div_ceil(spec.block));
+        here.iter().zip(specs).map(slice).collect()
     }
 }
 
@@ -96,7 +85,7 @@ pub(super) fn pages(
         .map(|start| start..elements.min(start + PAGE_ELEMENTS))
         .collect();
     let resident = resident_pages(specs, elements, budget);
-    let (in_memory, in_file) = ranges.split_at(resident.min(ranges.len()));
+    let (in_memory, paged) = ranges.split_at(resident.min(ranges.len()));
     let mut pages = Vec::new();
     for range in in_memory {
         let state = specs
@@ -105,16 +94,37 @@ pub(super) fn pages(
             .collect::<Result<_>>()?;
         pages.push(Page { range: range.clone(), state, paged: false });
     }
-    if !in_file.is_empty() {
-        pages.extend(file_pages(specs, in_file, folder)?);
+    if !paged.is_empty() {
+        pages.extend(match host_pages(backend, specs, paged)? {
+            Some(pages) => pages,
+            None => file_pages(specs, paged, folder)?,
+        });
     }
     for page in &mut pages {
         for (spec, tensor) in specs.iter().zip(&mut page.state).filter(|(spec, _)| spec.zero != 0) {
             backend.upload(tensor, &vec![spec.zero; tensor.bytes()])?;
         }
-        page.release();
+        if page.paged {
+            page.state.iter().for_each(Tensor::release_pages);
+        }
     }
     Ok(pages)
+}
+
+/// Pages in the host's memory, if the backend streams them from there.
+fn host_pages(backend: &Backend, specs: &[StateSpec], ranges: &[Range<usize>]) -> Result<Option<Vec<Page>>> {
+    let mut pages = Vec::new();
+    for range in ranges {
+        let mut state = Vec::new();
+        for spec in specs {
+            let Some(part) = backend.page_memory(&[range.len().div_ceil(spec.block)], spec.dtype)? else {
+                return Ok(None);
+            };
+            state.push(part);
+        }
+        pages.push(Page { range: range.clone(), state, paged: true });
+    }
+    Ok(Some(pages))
 }
 
 /// Pages in a file, one after the other.
@@ -139,18 +149,18 @@ fn resident_pages(specs: &[StateSpec], elements: usize, budget: Option<usize>) -
     let bytes = |elements| specs.iter().map(|spec| spec.bytes(elements)).sum::<usize>();
     match budget {
         Some(budget) if budget < bytes(elements) => {
-            (budget / bytes(PAGE_ELEMENTS.min(elements)).max(1)).saturating_sub(MOVING_PAGES)
+            (budget / bytes(PAGE_ELEMENTS.min(elements)).max(1)).saturating_sub(PAGES_AHEAD)
         }
         _ => elements.div_ceil(PAGE_ELEMENTS),
     }
 }
 
-/// Bytes of state in memory, with the pages on their way, and in a file.
+/// Bytes of state in the backend's memory, with the pages on their way, and outside.
 pub(super) fn page_bytes(specs: &[StateSpec], elements: usize, budget: Option<usize>) -> (usize, usize) {
     let bytes = |elements| specs.iter().map(|spec| spec.bytes(elements)).sum::<usize>();
     let all = bytes(elements);
     let resident = bytes(elements.min(resident_pages(specs, elements, budget) * PAGE_ELEMENTS));
-    let moving = bytes(MOVING_PAGES * PAGE_ELEMENTS).min(all - resident);
+    let moving = bytes(PAGES_AHEAD * PAGE_ELEMENTS).min(all - resident);
     (resident + moving, all - resident)
 }
 

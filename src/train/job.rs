@@ -12,6 +12,7 @@ use crate::data::loader::Loader;
 use crate::error::{Error, Result};
 use crate::model::{Batch, Model};
 use crate::optim::{Optimizer, Schedule, clip_scale};
+use crate::tensor::Tensor;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -41,8 +42,8 @@ pub(super) struct Job {
 struct StepInHand {
     left: VecDeque<Batch>,
     counted: usize,
-    /// Sum of the losses so far.
-    sum: f64,
+    /// Of the micro-batches so far.
+    losses: Vec<Tensor>,
     /// Tokens so far.
     tokens: usize,
 }
@@ -154,7 +155,7 @@ impl Job {
             let left: VecDeque<Batch> = self.loader.next_step().into();
             let counted = left.iter().map(|batch| model.counted(batch)).sum();
             model.params.zero_grads()?;
-            self.step = Some(StepInHand { left, counted, sum: 0.0, tokens: 0 });
+            self.step = Some(StepInHand { left, counted, losses: Vec::new(), tokens: 0 });
         }
         let in_hand = self.step.as_mut().and_then(|step| Some((step.left.pop_front()?, step)));
         let (batch, step) = in_hand.expect("a step in hand has micro-batches left");
@@ -175,11 +176,11 @@ impl Job {
     pub fn take_losses(
         &mut self,
         model: &mut Model,
-        losses: &[f32],
+        losses: Tensor,
         tell: &mut dyn FnMut(&Event),
     ) -> Result<()> {
         if let Some(step) = &mut self.step {
-            step.sum = losses.iter().fold(step.sum, |sum, loss| sum + f64::from(*loss));
+            step.losses.push(losses);
         }
         match self.step.take_if(|step| step.left.is_empty()) {
             Some(step) => {
@@ -193,11 +194,10 @@ impl Job {
     /// The optimizer's step.
     fn optimize(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<StepMetrics> {
         let step = self.state.global_step;
-        let loss = in_hand.sum / in_hand.counted.max(1) as f64 + self.method.regularize(model)?;
-        let grad_norm = match model.params.grads() {
-            Some(grads) => model.backend.sum_squares(grads)?.sqrt(),
-            None => 0.0,
-        };
+        let regularization = self.method.regularize(model)?;
+        let (squares, losses) = model.backend.step_report(model.params.grads(), &in_hand.losses)?;
+        let sum = losses.into_iter().fold(0.0, |sum, loss| sum + f64::from(loss));
+        let (loss, grad_norm) = (sum / in_hand.counted.max(1) as f64 + regularization, squares.sqrt());
         for (what, value) in [("loss", loss), ("gradient norm", grad_norm)] {
             if !value.is_finite() {
                 return Err(Error::NotFinite { step: step + 1, what, advice: self.advice() });

@@ -178,12 +178,13 @@ impl<'a> ManyTrainer<'a> {
         self.model.swap(all);
         let losses = self.model.train_step_slots(&batch, &slots);
         self.model.swap(all);
-        let losses = self.model.backend.to_vec::<f32>(&losses?)?;
-        let mut rest = losses.as_slice();
+        let losses = losses?;
+        let mut start = 0;
         for (number, (run, (_, micro))) in self.runs.iter_mut().zip(parts).enumerate() {
             let Some(micro) = micro else { continue };
-            let own;
-            (own, rest) = rest.split_at(micro.batch.counted());
+            let end = start + micro.batch.counted();
+            let own = losses.slice(start..end)?;
+            start = end;
             let tell = &mut |event: &Event| tell(number, event);
             let taken = run.on(self.model, |job, model| job.take_losses(model, own, tell));
             run.note(taken);

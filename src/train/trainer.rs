@@ -107,8 +107,7 @@ impl<'a> Trainer<'a> {
             }
             let micro = self.job.next_micro_batch(self.model)?;
             let losses = self.model.train_step(&micro.batch, micro.grad_scale, Some(micro.dropout))?;
-            let losses = self.model.backend.to_vec::<f32>(&losses)?;
-            self.job.take_losses(self.model, &losses, tell)?;
+            self.job.take_losses(self.model, losses, tell)?;
         }
         self.job.finish(self.model)
     }

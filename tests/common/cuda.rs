@@ -5,7 +5,8 @@ use lowrank::Result;
 use lowrank::arena::MemorySource;
 use lowrank::backend::Backend;
 use lowrank::backend::cuda::{
-    Cuda, Device, Executor, HostExecutor, Launch, Properties, ThreadOrder, TmaMatrix, driver_is_present,
+    Cuda, Device, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder, TmaMatrix,
+    driver_is_present,
 };
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
@@ -108,19 +109,17 @@ impl Executor for Recorder {
         self.inner.free_memory()
     }
 
-    unsafe fn upload(&self, to: *mut u8, bytes: &[u8]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.upload(to, bytes) }
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        self.inner.allocate_pinned(bytes)
     }
 
-    unsafe fn download(&self, bytes: &mut [u8], from: *const u8) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.download(bytes, from) }
+    fn free_pinned(&self, pointer: NonNull<u8>) {
+        self.inner.free_pinned(pointer)
     }
 
-    unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, stream: Stream, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.inner.copy(to, from, bytes) }
+        unsafe { self.inner.copy(stream, to, from, bytes) }
     }
 
     fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]> {
@@ -135,7 +134,40 @@ impl Executor for Recorder {
         result
     }
 
-    fn synchronize(&self) -> Result<()> {
-        self.inner.synchronize()
+    fn event(&self) -> Result<Event> {
+        self.inner.event()
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        self.inner.record(event, stream)
+    }
+
+    fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+        self.inner.wait(stream, event)
+    }
+
+    fn synchronize(&self, event: Event) -> Result<()> {
+        self.inner.synchronize(event)
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.inner.finish()
+    }
+
+    fn graph(&self, _: &[Node<'_>]) -> Result<Graph> {
+        Err(lowrank::Error::Unsupported("kernels are recorded one by one".into()))
+    }
+
+    fn update_graph(&self, graph: Graph, index: usize, node: &Node<'_>) -> Result<()> {
+        self.inner.update_graph(graph, index, node)
+    }
+
+    unsafe fn launch_graph(&self, graph: Graph) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.launch_graph(graph) }
+    }
+
+    fn drop_graph(&self, graph: Graph) {
+        self.inner.drop_graph(graph)
     }
 }

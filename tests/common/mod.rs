@@ -10,3 +10,5 @@ pub mod golden;
 #[cfg(feature = "cuda")]
 pub mod host_kernels;
 pub mod training;
+#[cfg(feature = "cuda")]
+pub mod watched;

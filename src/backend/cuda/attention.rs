@@ -108,7 +108,7 @@ impl<'a> Call<'a> {
         Ok(Call {
             geometry,
             shape,
-            sequences: cuda.tensor_of(&words)?,
+            sequences: sequences(cuda, words)?,
             parts,
             max_queries: shape.sequences.iter().map(|s| s.q_len).max().unwrap_or(0),
             max_keys: shape.sequences.iter().map(|s| s.k_len).max().unwrap_or(0),
@@ -127,6 +127,19 @@ impl<'a> Call<'a> {
         }
         Ok(aligned)
     }
+}
+
+/// `attention_sequence`s on the device, where those of the last call stay: all layers of a batch have the same.
+fn sequences(cuda: &Cuda, words: Vec<u32>) -> Result<Tensor> {
+    let mut last = cuda.sequences.lock().expect("the lock is never held across a panic");
+    if let Some((same, tensor)) = &*last
+        && *same == words
+    {
+        return Ok(tensor.clone());
+    }
+    let tensor = cuda.tensor_of(&words)?;
+    *last = Some((words, tensor.clone()));
+    Ok(tensor)
 }
 
 pub(super) fn attention(

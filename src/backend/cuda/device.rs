@@ -1,9 +1,9 @@
 //! The executor on a GPU, by the CUDA driver's interface.
 //!
-//! The driver's library is loaded when the first device is asked for; nothing links it. All work goes to one stream,
-//! so that memory may be reused as soon as the last operation on it was started.
+//! The driver's library is loaded when the first device is asked for; nothing links it. All computations go to one
+//! stream, so that memory may be reused as soon as the last operation on it was started.
 
-use super::executor::{Executor, Launch, Properties, TmaMatrix};
+use super::executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
 use super::kernels::KernelFile;
 use crate::arena::MemorySource;
 use crate::error::{Error, Result};
@@ -26,10 +26,27 @@ pub struct Device {
     ordinal: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    streams: [sys::CUstream; 3], // by `Stream`
+    events: Mutex<Vec<Handle<sys::CUevent>>>,
+    graphs: Mutex<HashMap<usize, Recorded>>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
     properties: Properties,
+    has_pool: bool,
+}
+
+/// A handle of the driver.
+#[derive(Clone, Copy)]
+struct Handle<T>(T);
+
+// SAFETY: the driver's handles may be used from every thread.
+unsafe impl<T> Send for Handle<T> {}
+
+/// A graph that can be started, and its nodes in order.
+struct Recorded {
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+    nodes: Vec<sys::CUgraphNode>,
 }
 
 #[derive(Clone, Copy)]
@@ -147,14 +164,22 @@ impl Device {
             ordinal,
             device,
             context,
-            stream: std::ptr::null_mut(),
+            streams: [std::ptr::null_mut(); 3],
+            events: Mutex::new(Vec::new()),
+            graphs: Mutex::new(HashMap::new()),
             modules: Vec::new(),
             functions: Mutex::new(HashMap::new()),
             properties,
+            has_pool: attribute(CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
         };
         opened.enter()?;
-        opened.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(fail("no stream could be made"))?;
+        if opened.has_pool {
+            opened.keep_pool().map_err(fail("the device's memory can't be pooled"))?;
+        }
+        for stream in &mut opened.streams {
+            *stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+                .map_err(fail("no stream could be made"))?;
+        }
         for image in file.images() {
             // SAFETY: the image is a whole fat binary or cubin, which the driver checks.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
@@ -162,6 +187,17 @@ impl Device {
             opened.modules.push(module);
         }
         Ok(opened)
+    }
+
+    /// Lets the driver keep memory that was given back, so that taking and giving waits for nothing.
+    fn keep_pool(&self) -> std::result::Result<(), DriverError> {
+        let mut pool = std::ptr::null_mut();
+        let (all, which) = (u64::MAX, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
+        // SAFETY: the device exists; the driver writes one handle and reads a number of 64 bits.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&mut pool, self.device).result()?;
+            sys::cuMemPoolSetAttribute(pool, which, (&raw const all).cast_mut().cast()).result()
+        }
     }
 
     fn error(&self, what: &str, e: DriverError) -> Error {
@@ -217,11 +253,18 @@ impl Drop for Device {
         }
         // SAFETY: the handles are this device's own and nothing uses them any more.
         unsafe {
+            let graphs = self.graphs.get_mut().unwrap_or_else(|e| e.into_inner());
+            for (_, recorded) in graphs.drain() {
+                recorded.destroy();
+            }
+            for event in self.events.get_mut().unwrap_or_else(|e| e.into_inner()).drain(..) {
+                let _ = sys::cuEventDestroy_v2(event.0);
+            }
             for module in self.modules.drain(..) {
                 let _ = result::module::unload(module);
             }
-            if !self.stream.is_null() {
-                let _ = result::stream::destroy(self.stream);
+            for stream in self.streams.into_iter().filter(|stream| !stream.is_null()) {
+                let _ = result::stream::destroy(stream);
             }
             let _ = result::primary_ctx::release(self.device);
         }
@@ -231,8 +274,12 @@ impl Drop for Device {
 impl MemorySource for Device {
     fn allocate(&self, bytes: usize) -> Result<NonNull<u8>> {
         self.enter()?;
-        // SAFETY: the context is current.
-        let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
+        let stream = self.streams[Stream::Compute as usize];
+        // SAFETY: the context is current, the stream its own.
+        let address = unsafe {
+            if self.has_pool { result::malloc_async(stream, bytes) } else { result::malloc_sync(bytes) }
+        };
+        let address = address.map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory {
                 bytes,
                 what: format!("a tensor on cuda:{}", self.ordinal),
@@ -248,8 +295,12 @@ impl MemorySource for Device {
 
     fn free(&self, pointer: NonNull<u8>) {
         if self.enter().is_ok() {
-            // SAFETY: the address came from `allocate`; freeing waits for what uses it.
-            let _ = unsafe { result::free_sync(pointer.as_ptr() as sys::CUdeviceptr) };
+            let (address, stream) =
+                (pointer.as_ptr() as sys::CUdeviceptr, self.streams[Stream::Compute as usize]);
+            // SAFETY: the address came from `allocate`; what was started before is done before it is free.
+            let _ = unsafe {
+                if self.has_pool { result::free_async(address, stream) } else { result::free_sync(address) }
+            };
         }
     }
 }
@@ -264,28 +315,37 @@ impl Executor for Device {
         Ok(result::mem_get_info().map_err(|e| self.error("the device does not answer", e))?.0)
     }
 
-    unsafe fn upload(&self, to: *mut u8, bytes: &[u8]) -> Result<()> {
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
         self.enter()?;
-        // SAFETY: the caller's promise. From pageable memory the driver has copied the bytes when it returns.
-        unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, bytes, self.stream) }
-            .map_err(|e| self.error("a copy to the device failed", e))
+        let mut address = std::ptr::null_mut();
+        // SAFETY: the context is current; the driver writes one address.
+        unsafe { sys::cuMemHostAlloc(&mut address, bytes, 0) }.result().map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory {
+                bytes,
+                what: "pinned memory of the host".into(),
+                advice: "give optimizer state more room on the device (--optimizer-memory) or take paged_adamw_8bit"
+                    .into(),
+            },
+            _ => self.error("no pinned memory could be had", e),
+        })?;
+        NonNull::new(address.cast())
+            .ok_or_else(|| Error::device(format!("cuda:{}", self.ordinal), "the driver gave no address"))
     }
 
-    unsafe fn download(&self, bytes: &mut [u8], from: *const u8) -> Result<()> {
-        self.enter()?;
-        // SAFETY: the caller's promise; the stream is waited for before the bytes are looked at.
-        unsafe { result::memcpy_dtoh_async(bytes, from as sys::CUdeviceptr, self.stream) }
-            .map_err(|e| self.error("a copy from the device failed", e))?;
-        self.synchronize()
-    }
-
-    unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
-        self.enter()?;
-        // SAFETY: the caller's promise.
-        unsafe {
-            result::memcpy_dtod_async(to as sys::CUdeviceptr, from as sys::CUdeviceptr, bytes, self.stream)
+    fn free_pinned(&self, pointer: NonNull<u8>) {
+        if self.finish().is_ok() {
+            // SAFETY: the address came from `allocate_pinned`, and no copy uses it any more.
+            let _ = unsafe { sys::cuMemFreeHost(pointer.as_ptr().cast()) };
         }
-        .map_err(|e| self.error("a copy on the device failed", e))
+    }
+
+    unsafe fn copy(&self, stream: Stream, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let stream = self.streams[stream as usize];
+        // SAFETY: the caller's promise; device and pinned memory share one space of addresses.
+        unsafe { sys::cuMemcpyAsync(to as sys::CUdeviceptr, from as sys::CUdeviceptr, bytes, stream) }
+            .result()
+            .map_err(|e| self.error("a copy failed", e))
     }
 
     fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]> {
@@ -329,13 +389,7 @@ impl Executor for Device {
         let function = self.function(launch.kernel, launch.shared_bytes)?;
         let [x, y, z] = launch.grid;
         let mut params = [launch.params.as_ptr().cast_mut().cast()];
-        let mut cluster = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
-            },
-        };
+        let mut cluster = cluster_attribute(launch.cluster);
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -344,7 +398,7 @@ impl Executor for Device {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: launch.shared_bytes,
-            hStream: self.stream,
+            hStream: self.streams[Stream::Compute as usize],
             attrs: &mut cluster,
             numAttrs: u32::from(launch.cluster > 1),
         };
@@ -354,10 +408,191 @@ impl Executor for Device {
             .map_err(|e| self.error(&format!("kernel `{}` did not start", launch.kernel), e))
     }
 
-    fn synchronize(&self) -> Result<()> {
+    fn event(&self) -> Result<Event> {
         self.enter()?;
-        // SAFETY: the stream is this device's.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.error("the device failed", e))
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .map_err(|e| self.error("no event could be made", e))?;
+        let mut events = self.events.lock().expect("the lock is never held across a panic");
+        events.push(Handle(event));
+        Ok(Event(events.len() - 1))
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        self.enter()?;
+        // SAFETY: both are this device's.
+        unsafe { result::event::record(self.event_handle(event), self.streams[stream as usize]) }
+            .map_err(|e| self.error("the device failed", e))
+    }
+
+    fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+        self.enter()?;
+        // SAFETY: both are this device's.
+        unsafe { sys::cuStreamWaitEvent(self.streams[stream as usize], self.event_handle(event), 0) }
+            .result()
+            .map_err(|e| self.error("the device failed", e))
+    }
+
+    fn synchronize(&self, event: Event) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the event is this device's.
+        unsafe { sys::cuEventSynchronize(self.event_handle(event)) }
+            .result()
+            .map_err(|e| self.error("the device failed", e))
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.enter()?;
+        for stream in self.streams {
+            // SAFETY: the stream is this device's.
+            unsafe { result::stream::synchronize(stream) }.map_err(|e| self.error("the device failed", e))?;
+        }
+        Ok(())
+    }
+
+    fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph> {
+        self.enter()?;
+        let fail = |e| self.error("no graph could be made", e);
+        let mut recorded =
+            Recorded { graph: std::ptr::null_mut(), exec: std::ptr::null_mut(), nodes: Vec::new() };
+        // SAFETY: the driver writes one handle.
+        unsafe { sys::cuGraphCreate(&mut recorded.graph, 0) }.result().map_err(fail)?;
+        let made = nodes.iter().try_for_each(|node| self.add_node(&mut recorded, node)).and_then(|()| {
+            // SAFETY: the graph is whole; the driver writes one handle.
+            unsafe { sys::cuGraphInstantiateWithFlags(&mut recorded.exec, recorded.graph, 0) }
+                .result()
+                .map_err(fail)
+        });
+        if let Err(e) = made {
+            recorded.destroy();
+            return Err(e);
+        }
+        let mut graphs = self.graphs.lock().expect("the lock is never held across a panic");
+        let number = graphs.keys().max().map_or(0, |last| last + 1);
+        graphs.insert(number, recorded);
+        Ok(Graph(number))
+    }
+
+    fn update_graph(&self, graph: Graph, index: usize, node: &Node<'_>) -> Result<()> {
+        self.enter()?;
+        let graphs = self.graphs.lock().expect("the lock is never held across a panic");
+        let (exec, handle) = (graphs[&graph.0].exec, graphs[&graph.0].nodes[index]);
+        self.with_params(
+            node,
+            // SAFETY: the node is one of the graph's, of this kind; the driver copies what it is given.
+            |kernel| unsafe { sys::cuGraphExecKernelNodeSetParams_v2(exec, handle, kernel) },
+            // SAFETY: as above.
+            |copy| unsafe { sys::cuGraphExecMemcpyNodeSetParams(exec, handle, copy, self.context) },
+        )
+    }
+
+    unsafe fn launch_graph(&self, graph: Graph) -> Result<()> {
+        self.enter()?;
+        let graphs = self.graphs.lock().expect("the lock is never held across a panic");
+        // SAFETY: graph and stream are this device's; the caller promised for the nodes.
+        unsafe { sys::cuGraphLaunch(graphs[&graph.0].exec, self.streams[Stream::Compute as usize]) }
+            .result()
+            .map_err(|e| self.error("a graph of kernels did not start", e))
+    }
+
+    fn drop_graph(&self, graph: Graph) {
+        let mut graphs = self.graphs.lock().expect("the lock is never held across a panic");
+        if let Some(recorded) = graphs.remove(&graph.0).filter(|_| self.enter().is_ok()) {
+            recorded.destroy();
+        }
+    }
+}
+
+impl Recorded {
+    /// Gives the handles back; the driver keeps what still runs.
+    fn destroy(&self) {
+        // SAFETY: the handles are this value's, and it is not used any more.
+        unsafe {
+            if !self.exec.is_null() {
+                let _ = sys::cuGraphExecDestroy(self.exec);
+            }
+            let _ = sys::cuGraphDestroy(self.graph);
+        }
+    }
+}
+
+impl Device {
+    fn event_handle(&self, event: Event) -> sys::CUevent {
+        self.events.lock().expect("the lock is never held across a panic")[event.0].0
+    }
+
+    /// Puts a node behind the last one.
+    fn add_node(&self, recorded: &mut Recorded, node: &Node<'_>) -> Result<()> {
+        let mut handle = std::ptr::null_mut();
+        let last = recorded.nodes.last().map_or(std::ptr::null(), std::ptr::from_ref);
+        let (graph, count, to) = (recorded.graph, usize::from(!last.is_null()), &raw mut handle);
+        self.with_params(
+            node,
+            // SAFETY: the driver reads `count` nodes of the same graph, copies what it is given and writes one handle.
+            |kernel| unsafe { sys::cuGraphAddKernelNode_v2(to, graph, last, count, kernel) },
+            // SAFETY: as above.
+            |copy| unsafe { sys::cuGraphAddMemcpyNode(to, graph, last, count, copy, self.context) },
+        )?;
+        recorded.nodes.push(handle);
+        if let Node::Launch(launch) = node
+            && launch.cluster > 1
+        {
+            let attribute = cluster_attribute(launch.cluster);
+            // SAFETY: the node is the graph's, and of a kernel.
+            unsafe { sys::cuGraphKernelNodeSetAttribute(handle, attribute.id, &attribute.value) }
+                .result()
+                .map_err(|e| self.error("a graph's node could not be set", e))?;
+        }
+        Ok(())
+    }
+
+    /// Calls the driver with a node's parameters in its terms.
+    fn with_params(
+        &self,
+        node: &Node<'_>,
+        kernel: impl FnOnce(&sys::CUDA_KERNEL_NODE_PARAMS) -> sys::CUresult,
+        copy: impl FnOnce(&sys::CUDA_MEMCPY3D) -> sys::CUresult,
+    ) -> Result<()> {
+        let result = match *node {
+            Node::Launch(launch) => {
+                let function = self.function(launch.kernel, launch.shared_bytes)?;
+                let mut params = [launch.params.as_ptr().cast_mut().cast()];
+                // SAFETY: a structure of the C header, for which zeros mean nothing special.
+                let mut of_kernel: sys::CUDA_KERNEL_NODE_PARAMS = unsafe { std::mem::zeroed() };
+                of_kernel.func = function;
+                [of_kernel.gridDimX, of_kernel.gridDimY, of_kernel.gridDimZ] = launch.grid;
+                [of_kernel.blockDimX, of_kernel.blockDimY, of_kernel.blockDimZ] = [launch.threads, 1, 1];
+                of_kernel.sharedMemBytes = launch.shared_bytes;
+                of_kernel.kernelParams = params.as_mut_ptr();
+                kernel(&of_kernel)
+            }
+            Node::Copy { to, from, bytes } => {
+                // The kinds of memory have no zero; for all else zeros serve.
+                let mut of_copy = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D>::zeroed();
+                let at = of_copy.as_mut_ptr();
+                // SAFETY: the fields are inside the structure, and the kinds are set before it is seen as one.
+                let of_copy = unsafe {
+                    (&raw mut (*at).srcMemoryType).write(sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
+                    (&raw mut (*at).dstMemoryType).write(sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
+                    (*at).srcDevice = from as sys::CUdeviceptr;
+                    (*at).dstDevice = to as sys::CUdeviceptr;
+                    ((*at).WidthInBytes, (*at).Height, (*at).Depth) = (bytes, 1, 1);
+                    of_copy.assume_init()
+                };
+                copy(&of_copy)
+            }
+        };
+        result.result().map_err(|e| self.error("a graph's node could not be set", e))
+    }
+}
+
+/// That blocks come in clusters of so many.
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
+        },
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::arena::MemorySource;
 use crate::error::Result;
+use std::ptr::NonNull;
 
 /// What a device is and has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Properties {
 }
 
 /// One launch of a kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch<'a> {
     /// The kernel's name in `cuda/`.
     pub kernel: &'a str,
@@ -52,8 +53,43 @@ pub struct TmaMatrix {
     pub swizzle: u32,
 }
 
-/// A device: memory, copies and launches. All of them happen in the order of the calls; only
-/// [`Executor::download`] and [`Executor::synchronize`] wait.
+/// What a graph is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node<'a> {
+    /// A kernel.
+    Launch(Launch<'a>),
+    /// Bytes copied within the device.
+    #[allow(missing_docs)]
+    Copy { to: *mut u8, from: *const u8, bytes: usize },
+}
+
+/// A queue of work: what is put into one happens in that order; what is put into different ones happens in any order but
+/// for events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Kernels, and copies that they wait for.
+    Compute,
+    /// Copies to the device beside them.
+    In,
+    /// Copies to the host beside them.
+    Out,
+}
+
+impl Stream {
+    /// All streams.
+    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::In, Stream::Out];
+}
+
+/// A mark in a stream, by number; whoever waits for it waits for what was there before it when it was last recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Event(pub usize);
+
+/// A recorded sequence of launches and copies, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Graph(pub usize);
+
+/// A device: memory, copies and launches. Only [`Executor::synchronize`], [`Executor::finish`] and
+/// [`Executor::free_pinned`] wait. Memory is taken and given back in the order of the stream of computations.
 pub trait Executor: MemorySource {
     /// What the device is and has.
     fn properties(&self) -> &Properties;
@@ -64,32 +100,24 @@ pub trait Executor: MemorySource {
     /// When the device does not answer.
     fn free_memory(&self) -> Result<usize>;
 
-    /// Copies host bytes to an address of the device; they may be changed when this returns.
+    /// Host memory that the device copies to and from by itself: its pages are locked.
+    ///
+    /// # Errors
+    /// When the system has none.
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>>;
+
+    /// Takes back what [`Executor::allocate_pinned`] gave, after everything that was started.
+    fn free_pinned(&self, pointer: NonNull<u8>);
+
+    /// Copies within the device, or between it and pinned memory.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Safety
-    /// `to` begins so many bytes of this device's memory.
-    unsafe fn upload(&self, to: *mut u8, bytes: &[u8]) -> Result<()>;
-
-    /// Copies bytes of the device to the host, after everything that was started before.
-    ///
-    /// # Errors
-    /// When the device fails, or failed in something that was started before.
-    ///
-    /// # Safety
-    /// `from` begins so many bytes of this device's memory.
-    unsafe fn download(&self, bytes: &mut [u8], from: *const u8) -> Result<()>;
-
-    /// Copies within the device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    ///
-    /// # Safety
-    /// Both addresses begin so many bytes of this device's memory, and the ranges do not overlap.
-    unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
+    /// Both addresses begin so many bytes of this device's memory or of pinned memory, and the ranges do not overlap.
+    /// Until the copy has happened nobody writes what is read, or reads what is written.
+    unsafe fn copy(&self, stream: Stream, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
     /// The words of `struct tensor_map` for a matrix.
     ///
@@ -97,7 +125,7 @@ pub trait Executor: MemorySource {
     /// When TMA can't copy it.
     fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]>;
 
-    /// Starts a kernel.
+    /// Starts a kernel, in the stream of computations.
     ///
     /// # Errors
     /// When there is no such kernel, or the device fails.
@@ -107,9 +135,57 @@ pub trait Executor: MemorySource {
     /// expects it.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
 
-    /// Waits for everything that was started.
+    /// A new event, which counts as reached until it is recorded.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn event(&self) -> Result<Event>;
+
+    /// Puts the event's mark behind what is in a stream now.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn record(&self, event: Event, stream: Stream) -> Result<()>;
+
+    /// Makes what is put into a stream from now on wait until an event, as it was last recorded, is reached.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn wait(&self, stream: Stream, event: Event) -> Result<()>;
+
+    /// Waits on the host until an event is reached.
+    ///
+    /// # Errors
+    /// When what was started before it failed.
+    fn synchronize(&self, event: Event) -> Result<()>;
+
+    /// Waits on the host for everything that was started.
     ///
     /// # Errors
     /// When any of it failed.
-    fn synchronize(&self) -> Result<()>;
+    fn finish(&self) -> Result<()>;
+
+    /// A graph that does these things one after the other, with the arguments that they have now.
+    ///
+    /// # Errors
+    /// When the device can't make it.
+    fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph>;
+
+    /// Gives a node of a graph another grid and other arguments, of the same kernel.
+    ///
+    /// # Errors
+    /// When the device can't change it.
+    fn update_graph(&self, graph: Graph, index: usize, node: &Node<'_>) -> Result<()>;
+
+    /// Starts all of a graph, in the stream of computations.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Safety
+    /// As [`Executor::launch`] and [`Executor::copy`] of all its nodes.
+    unsafe fn launch_graph(&self, graph: Graph) -> Result<()>;
+
+    /// Forgets a graph.
+    fn drop_graph(&self, graph: Graph);
 }

@@ -1,12 +1,17 @@
 //! The executor of tests: kernels compiled for the host by `cuda/host/`, every thread of a block a fiber.
+//!
+//! Streams run as unlike each other as is legal: by the order of threads, computations at once and copies beside them only
+//! when somebody waits for them, or the other way round, or at random. So a wait that is missing shows.
 
-use super::executor::{Executor, Launch, Properties, TmaMatrix};
+use super::executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
 use crate::arena::MemorySource;
 use crate::error::{Error, Result};
 use libloading::{Library, Symbol};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard};
 
 type LaunchFn = unsafe extern "C" fn(
     *const c_char,
@@ -35,15 +40,81 @@ type EncodeFn = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// The order in which a block's threads take turns.
+/// The order in which a block's threads take turns, and streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadOrder {
-    /// By index.
+    /// By index; copies beside the computations as late as is legal.
     Forward,
-    /// From the last to the first.
+    /// From the last to the first; computations as late as is legal.
     Reversed,
     /// At random by this seed.
     Random(u64),
+}
+
+impl Drop for HostExecutor {
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}
+
+/// What an executor was asked for so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Waits of the host for something that was started.
+    pub waits: usize,
+    /// Kernels started one by one.
+    pub launches: usize,
+    /// Graphs started.
+    pub graphs: usize,
+    /// Copies between host and device.
+    pub copies: usize,
+}
+
+/// Something in a stream.
+#[derive(Clone, Debug)]
+enum Work {
+    Copy {
+        to: *mut u8,
+        from: *const u8,
+        bytes: usize,
+    },
+    Launch {
+        kernel: CString,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        params: Vec<u8>,
+    },
+    /// An event, the time of the record counted.
+    Record(Event, u64),
+    Wait(Event, u64),
+    Free(NonNull<u8>),
+}
+
+// SAFETY: addresses, whose users promised that they may be used until the work is done.
+unsafe impl Send for Work {}
+
+impl Work {
+    fn of(node: &Node<'_>) -> Result<Self> {
+        Ok(match *node {
+            Node::Copy { to, from, bytes } => Work::Copy { to, from, bytes },
+            Node::Launch(Launch { kernel, grid, cluster, threads, shared_bytes, params }) => {
+                let kernel = CString::new(kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
+                Work::Launch { kernel, grid, cluster, threads, shared_bytes, params: params.to_vec() }
+            }
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    streams: [VecDeque<Work>; 3],
+    recorded: Vec<u64>, // of each event: how often
+    reached: Vec<u64>,  // and how often that was reached
+    graphs: HashMap<usize, Vec<Work>>,
+    made_graphs: usize,
+    counts: Counts,
+    random: u64,
 }
 
 /// Kernels in a shared library that `cuda/host/` made.
@@ -52,6 +123,7 @@ pub struct HostExecutor {
     library: Library,
     order: ThreadOrder,
     properties: Properties,
+    state: Mutex<State>,
 }
 
 impl HostExecutor {
@@ -70,7 +142,128 @@ impl HostExecutor {
             memory: 1 << 32,
             shared_memory: 227 << 10,
         };
-        Ok(HostExecutor { library, order, properties })
+        let random = if let ThreadOrder::Random(seed) = order { seed } else { 0 };
+        let state = Mutex::new(State { random, ..State::default() });
+        Ok(HostExecutor { library, order, properties, state })
+    }
+
+    /// What it was asked for so far.
+    pub fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Puts something into a stream, and lets those run whose turn it is.
+    fn put(&self, state: &mut State, stream: Stream, work: Work) -> Result<()> {
+        state.streams[stream as usize].push_back(work);
+        match (self.order, stream) {
+            (ThreadOrder::Forward, Stream::Compute) | (ThreadOrder::Reversed, Stream::In | Stream::Out) => {
+                self.run(state, stream, |_| false)
+            }
+            (ThreadOrder::Random(_), _) => {
+                for stream in Stream::ALL {
+                    state.random =
+                        state.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    if state.random >> 63 == 0 {
+                        self.run(state, stream, |_| false)?;
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs a stream until something was reached, or to its end, and others as far as it waits for them.
+    fn run(&self, state: &mut State, stream: Stream, reached: impl Fn(&State) -> bool) -> Result<()> {
+        while !reached(state)
+            && let Some(work) = state.streams[stream as usize].pop_front()
+        {
+            match work {
+                Work::Copy { to, from, bytes } => {
+                    // SAFETY: whoever started the copy promised that both are so many bytes apart from each other.
+                    unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+                }
+                Work::Launch { kernel, grid, cluster, threads, shared_bytes, params } => {
+                    self.run_kernel(&kernel, grid, cluster, threads, shared_bytes, &params)?;
+                }
+                Work::Record(event, time) => state.reached[event.0] = time,
+                Work::Wait(event, time) => self.reach(state, event, time)?,
+                Work::Free(pointer) => self.give_memory(pointer),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs what an event waits for, as it was recorded that time.
+    fn reach(&self, state: &mut State, event: Event, time: u64) -> Result<()> {
+        let is_record = |work: &Work| matches!(work, Work::Record(e, t) if *e == event && *t == time);
+        let holder = Stream::ALL.into_iter().find(|s| state.streams[*s as usize].iter().any(is_record));
+        holder.map_or(Ok(()), |stream| self.run(state, stream, |state| state.reached[event.0] >= time))
+    }
+
+    fn run_all(&self, state: &mut State) -> Result<()> {
+        Stream::ALL.into_iter().try_for_each(|stream| self.run(state, stream, |_| false))
+    }
+
+    fn run_kernel(
+        &self,
+        kernel: &CStr,
+        grid: [u32; 3],
+        cluster: u32,
+        threads: u32,
+        shared_bytes: u32,
+        params: &[u8],
+    ) -> Result<()> {
+        let run: Symbol<'_, LaunchFn> = self.symbol(c"lowrank_host_launch_cluster")?;
+        let (order, seed) = match self.order {
+            ThreadOrder::Forward => (0, 0),
+            ThreadOrder::Reversed => (1, 0),
+            ThreadOrder::Random(seed) => (2, seed),
+        };
+        let (cluster, block) = ([cluster, 1, 1], [threads, 1, 1]);
+        let mut message = [0; 1024];
+        // SAFETY: whoever started the kernel promised what it needs; the message has as many bytes as said.
+        let status = unsafe {
+            run(
+                kernel.as_ptr(),
+                grid.as_ptr(),
+                cluster.as_ptr(),
+                block.as_ptr(),
+                shared_bytes,
+                params.as_ptr().cast(),
+                params.len(),
+                order,
+                seed,
+                message.as_mut_ptr(),
+                message.len(),
+            )
+        };
+        if status == 0 {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!("kernel {}: {}", kernel.to_string_lossy(), text(&message))))
+    }
+
+    fn take_memory(&self, bytes: usize) -> Result<NonNull<u8>> {
+        let allocate: Symbol<'_, unsafe extern "C" fn(usize) -> *mut c_void> =
+            self.symbol(c"lowrank_host_allocate")?;
+        // SAFETY: the function takes any size.
+        NonNull::new(unsafe { allocate(bytes) }.cast()).ok_or_else(|| Error::OutOfMemory {
+            bytes,
+            what: "a tensor".into(),
+            advice: "the host has no more".into(),
+        })
+    }
+
+    fn give_memory(&self, pointer: NonNull<u8>) {
+        if let Ok(free) = self.symbol::<unsafe extern "C" fn(*mut c_void)>(c"lowrank_host_free") {
+            // SAFETY: the pointer came from `lowrank_host_allocate`.
+            unsafe { free(pointer.as_ptr().cast()) };
+        }
     }
 
     /// Acts a chip of this compute capability (times ten); at first 90.
@@ -94,21 +287,12 @@ fn text(message: &[c_char]) -> String {
 
 impl MemorySource for HostExecutor {
     fn allocate(&self, bytes: usize) -> Result<NonNull<u8>> {
-        let allocate: Symbol<'_, unsafe extern "C" fn(usize) -> *mut c_void> =
-            self.symbol(c"lowrank_host_allocate")?;
-        // SAFETY: the function takes any size.
-        NonNull::new(unsafe { allocate(bytes) }.cast()).ok_or_else(|| Error::OutOfMemory {
-            bytes,
-            what: "a tensor".into(),
-            advice: "the host has no more".into(),
-        })
+        self.take_memory(bytes)
     }
 
     fn free(&self, pointer: NonNull<u8>) {
-        if let Ok(free) = self.symbol::<unsafe extern "C" fn(*mut c_void)>(c"lowrank_host_free") {
-            // SAFETY: the pointer came from `lowrank_host_allocate`.
-            unsafe { free(pointer.as_ptr().cast()) };
-        }
+        // What fails there is told to whoever waits next.
+        let _ = self.put(&mut self.lock(), Stream::Compute, Work::Free(pointer));
     }
 }
 
@@ -121,22 +305,19 @@ impl Executor for HostExecutor {
         Ok(self.properties.memory)
     }
 
-    unsafe fn upload(&self, to: *mut u8, bytes: &[u8]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-        Ok(())
+    fn allocate_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        self.take_memory(bytes)
     }
 
-    unsafe fn download(&self, bytes: &mut [u8], from: *const u8) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
-        Ok(())
+    fn free_pinned(&self, pointer: NonNull<u8>) {
+        let _ = self.finish();
+        self.give_memory(pointer);
     }
 
-    unsafe fn copy(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
-        Ok(())
+    unsafe fn copy(&self, stream: Stream, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+        let mut state = self.lock();
+        state.counts.copies += 1;
+        self.put(&mut state, stream, Work::Copy { to, from, bytes })
     }
 
     fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]> {
@@ -162,38 +343,73 @@ impl Executor for HostExecutor {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let run: Symbol<'_, LaunchFn> = self.symbol(c"lowrank_host_launch_cluster")?;
-        let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
-        let (order, seed) = match self.order {
-            ThreadOrder::Forward => (0, 0),
-            ThreadOrder::Reversed => (1, 0),
-            ThreadOrder::Random(seed) => (2, seed),
-        };
-        let (cluster, block) = ([launch.cluster, 1, 1], [launch.threads, 1, 1]);
-        let mut message = [0; 1024];
-        // SAFETY: the caller's promise; the message has as many bytes as said.
-        let status = unsafe {
-            run(
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                cluster.as_ptr(),
-                block.as_ptr(),
-                launch.shared_bytes,
-                launch.params.as_ptr().cast(),
-                launch.params.len(),
-                order,
-                seed,
-                message.as_mut_ptr(),
-                message.len(),
-            )
-        };
-        if status == 0 {
-            return Ok(());
-        }
-        Err(Error::Unsupported(format!("kernel {}: {}", launch.kernel, text(&message))))
+        let mut state = self.lock();
+        state.counts.launches += 1;
+        self.put(&mut state, Stream::Compute, Work::of(&Node::Launch(*launch))?)
     }
 
-    fn synchronize(&self) -> Result<()> {
+    fn event(&self) -> Result<Event> {
+        let mut state = self.lock();
+        state.recorded.push(0);
+        state.reached.push(0);
+        Ok(Event(state.recorded.len() - 1))
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        let mut state = self.lock();
+        state.recorded[event.0] += 1;
+        let time = state.recorded[event.0];
+        self.put(&mut state, stream, Work::Record(event, time))
+    }
+
+    fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+        let mut state = self.lock();
+        let time = state.recorded[event.0];
+        self.put(&mut state, stream, Work::Wait(event, time))
+    }
+
+    fn synchronize(&self, event: Event) -> Result<()> {
+        let mut state = self.lock();
+        let time = state.recorded[event.0];
+        if time == 0 {
+            return Ok(());
+        }
+        state.counts.waits += 1;
+        self.reach(&mut state, event, time)
+    }
+
+    fn finish(&self) -> Result<()> {
+        let mut state = self.lock();
+        state.counts.waits += 1;
+        self.run_all(&mut state)
+    }
+
+    fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph> {
+        let work = nodes.iter().map(Work::of).collect::<Result<_>>()?;
+        let mut state = self.lock();
+        state.made_graphs += 1;
+        let number = state.made_graphs;
+        state.graphs.insert(number, work);
+        Ok(Graph(number))
+    }
+
+    fn update_graph(&self, graph: Graph, index: usize, node: &Node<'_>) -> Result<()> {
+        let missing = || Error::Unsupported(format!("there is no node {index} in {graph:?}"));
+        let mut state = self.lock();
+        let nodes = state.graphs.get_mut(&graph.0).ok_or_else(missing)?;
+        *nodes.get_mut(index).ok_or_else(missing)? = Work::of(node)?;
         Ok(())
+    }
+
+    unsafe fn launch_graph(&self, graph: Graph) -> Result<()> {
+        let mut state = self.lock();
+        state.counts.graphs += 1;
+        let nodes = state.graphs.get(&graph.0).cloned();
+        let nodes = nodes.ok_or_else(|| Error::Unsupported(format!("there is no {graph:?}")))?;
+        nodes.into_iter().try_for_each(|work| self.put(&mut state, Stream::Compute, work))
+    }
+
+    fn drop_graph(&self, graph: Graph) {
+        self.lock().graphs.remove(&graph.0);
     }
 }

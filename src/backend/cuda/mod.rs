@@ -19,12 +19,15 @@ mod host;
 mod kernels;
 mod norm;
 mod optimizer;
+mod paging;
 mod quant;
+mod queue;
 mod rows;
+mod staging;
 
 pub use device::{Device, driver_is_present};
-pub use executor::{Executor, Launch, Properties, TmaMatrix};
-pub use host::{HostExecutor, ThreadOrder};
+pub use executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
+pub use host::{Counts, HostExecutor, ThreadOrder};
 
 use super::check::{self, ensure};
 use super::{Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape};
@@ -34,7 +37,10 @@ use crate::error::{Error, Result};
 use crate::quant::{QuantConfig, Quantized};
 use crate::rng::PhiloxKey;
 use crate::tensor::Tensor;
-use std::sync::{Arc, Mutex};
+use paging::Paging;
+use queue::Queue;
+use staging::Staging;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Threads of a block that works on elements, and elements that each takes.
 const THREADS: usize = 256;
@@ -44,11 +50,15 @@ const PACK: usize = 8;
 #[derive(Debug)]
 pub struct Cuda {
     executor: Arc<dyn Executor>,
+    queue: Arc<Queue>,
+    staging: Option<Mutex<Staging>>, // none: it only counts
+    paging: Mutex<Paging>,
     arena: Arena,
-    faults: Tensor,              // u32 [1], bits of `fault`
+    faults: Tensor,                               // u32 [1], bits of `fault`
     maps: Mutex<Option<Tensor>>, // f32, the dynamic maps of moments in eight bits, when they have been needed
+    sequences: Mutex<Option<(Vec<u32>, Tensor)>>, // of the last batch, as attention's kernels take them
     hopper: Arc<gemm_hopper::Checked>,
-    plans: bool, // only counts
+    plans: bool,                 // only counts
 }
 
 impl Cuda {
@@ -61,13 +71,12 @@ impl Cuda {
         Self::on(Arc::new(Device::open(ordinal)?))
     }
 
-    /// A backend on any executor.
+    /// A backend on any executor, with graphs unless `LOWRANK_CUDA_GRAPHS` is 0.
     ///
     /// # Errors
     /// When it has no memory.
     pub fn on<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
-        let portable = std::env::var_os("LOWRANK_CUDA_PORTABLE").is_some_and(|v| !v.is_empty() && v != "0");
-        Self::with(executor, portable)
+        Self::open(executor, is_on("LOWRANK_CUDA_PORTABLE", false), is_on("LOWRANK_CUDA_GRAPHS", true))
     }
 
     /// The same without kernels that are for one kind of chip alone.
@@ -75,31 +84,82 @@ impl Cuda {
     /// # Errors
     /// When the executor has no memory.
     pub fn portable<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
-        Self::with(executor, true)
+        Self::open(executor, true, is_on("LOWRANK_CUDA_GRAPHS", true))
     }
 
-    fn with(executor: Arc<dyn Executor>, portable: bool) -> Result<Backend> {
+    /// A backend on any executor, which replays sequences of kernels as graphs or not; nothing else depends on it.
+    ///
+    /// # Errors
+    /// When it has no memory.
+    pub fn on_with<E: Executor + 'static>(executor: Arc<E>, with_graphs: bool) -> Result<Backend> {
+        Self::open(executor, is_on("LOWRANK_CUDA_PORTABLE", false), with_graphs)
+    }
+
+    fn open(executor: Arc<dyn Executor>, portable: bool, with_graphs: bool) -> Result<Backend> {
         let hopper = Arc::new(gemm_hopper::Checked::new(executor.properties(), portable));
-        let arena = Arena::on_device(executor.clone());
-        let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
-        let cuda = Cuda { executor, arena, faults, maps: Mutex::new(None), hopper, plans: false };
+        let queue = Arc::new(Queue::new(executor.clone(), with_graphs));
+        let arena = Arena::on_device(queue.clone());
+        let cuda = Self::with(executor, queue, arena, hopper, false)?;
         cuda.reset_faults()?;
         Ok(Arc::new(cuda))
     }
 
-    fn reset_faults(&self) -> Result<()> {
-        // SAFETY: the tensor has four bytes, which nothing else writes now.
-        unsafe { self.executor.upload(self.faults.device_bytes()?, &[0; 4]) }
+    fn with(
+        executor: Arc<dyn Executor>,
+        queue: Arc<Queue>,
+        arena: Arena,
+        hopper: Arc<gemm_hopper::Checked>,
+        plans: bool,
+    ) -> Result<Self> {
+        Ok(Cuda {
+            hopper,
+            staging: if plans { None } else { Some(Mutex::new(Staging::new(&executor)?)) },
+            paging: Mutex::new(Paging::new(&executor)?),
+            faults: Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?,
+            executor,
+            queue,
+            arena,
+            maps: Mutex::new(None),
+            sequences: Mutex::new(None),
+            plans,
+        })
     }
 
-    /// Fails if a kernel met an index outside its range since the last look.
-    fn check_faults(&self) -> Result<()> {
-        if self.plans {
-            return Ok(());
-        }
-        let mut word = [0; 4];
+    fn paging(&self) -> MutexGuard<'_, Paging> {
+        self.paging.lock().expect("the lock is never held across a panic")
+    }
+
+    fn reset_faults(&self) -> Result<()> {
         // SAFETY: the tensor has four bytes.
-        unsafe { self.executor.download(&mut word, self.faults.device_bytes()?)? };
+        unsafe { self.to_device(self.faults.device_bytes()?, &[0; 4]) }
+    }
+
+    /// # Safety
+    /// `to` begins so many bytes of the device's memory.
+    unsafe fn to_device(&self, to: *mut u8, bytes: &[u8]) -> Result<()> {
+        let Some(staging) = &self.staging else { return Ok(()) };
+        let mut staging = staging.lock().expect("the lock is never held across a panic");
+        // SAFETY: the caller's promise.
+        unsafe { staging.upload(&self.queue, to, bytes) }
+    }
+
+    /// Copies tensors to the host and waits, once; fails if a kernel met an index outside its range since the last time.
+    fn to_host(&self, tensors: &mut [(&Tensor, &mut [u8])]) -> Result<()> {
+        let Some(staging) = &self.staging else { return Ok(()) };
+        let mut word = [0; 4];
+        let mut parts: Vec<(&mut [u8], *const u8)> = Vec::with_capacity(tensors.len() + 1);
+        for (tensor, bytes) in tensors {
+            ensure(tensor.bytes() == bytes.len(), "download", || {
+                format!("{} bytes for {}", bytes.len(), tensor.bytes())
+            })?;
+            parts.push((bytes, read(tensor)?));
+        }
+        parts.push((&mut word, read(&self.faults)?));
+        // SAFETY: the tensors have as many bytes as their destinations, as was checked.
+        unsafe {
+            let mut staging = staging.lock().expect("the lock is never held across a panic");
+            staging.download(&self.queue, &mut parts)?;
+        }
         let word = u32::from_ne_bytes(word);
         if word == 0 {
             return Ok(());
@@ -170,7 +230,7 @@ impl Cuda {
             params,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.executor.launch(&launch) }
+        unsafe { self.queue.launch(&launch) }
     }
 
     /// A tensor of host data.
@@ -180,6 +240,11 @@ impl Cuda {
         self.upload(&mut out, bytes)?;
         Ok(out)
     }
+}
+
+/// Whether a variable of the environment says yes; `default` where it is not set.
+fn is_on(variable: &str, default: bool) -> bool {
+    std::env::var_os(variable).map_or(default, |value| !value.is_empty() && value != "0")
 }
 
 /// Address of a tensor that is read.
@@ -216,10 +281,8 @@ impl Kernels for Cuda {
     }
 
     fn planner(&self) -> Result<Backend> {
-        let (executor, arena) = (self.executor.clone(), Arena::counting_on_device());
-        let faults = Tensor::from_block(arena.allocate(4)?, &[1], DType::I32)?;
-        let hopper = self.hopper.clone();
-        Ok(Arc::new(Cuda { executor, arena, faults, maps: Mutex::new(None), hopper, plans: true }))
+        let (executor, queue) = (self.executor.clone(), self.queue.clone());
+        Ok(Arc::new(Self::with(executor, queue, Arena::counting_on_device(), self.hopper.clone(), true)?))
     }
 
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -244,6 +307,7 @@ impl Kernels for Cuda {
             format!("{} bytes for {}", bytes.len(), out.bytes())
         })?;
         if !out.is_on_device() {
+            self.paging().settle(&*self.executor)?;
             // SAFETY: `out` has as many bytes as the source, which is other memory.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.host_bytes_mut()?, bytes.len()) };
             return Ok(());
@@ -252,22 +316,18 @@ impl Kernels for Cuda {
             return Ok(());
         }
         // SAFETY: `out` has as many bytes as the source.
-        unsafe { self.executor.upload(written(out)?, bytes) }
+        unsafe { self.to_device(written(out)?, bytes) }
     }
 
     fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()> {
         ensure(x.bytes() == bytes.len(), "download", || format!("{} bytes for {}", bytes.len(), x.bytes()))?;
         if !x.is_on_device() {
+            self.paging().settle(&*self.executor)?;
             // SAFETY: `x` has as many bytes as the destination, which is other memory.
             unsafe { std::ptr::copy_nonoverlapping(x.host_bytes(), bytes.as_mut_ptr(), bytes.len()) };
             return Ok(());
         }
-        if self.plans {
-            return Ok(());
-        }
-        // SAFETY: `x` has as many bytes as the destination.
-        unsafe { self.executor.download(bytes, read(x)?)? };
-        self.check_faults()
+        self.to_host(&mut [(x, bytes)])
     }
 
     fn fill(&self, out: &mut Tensor, value: f32) -> Result<()> {
@@ -282,7 +342,7 @@ impl Kernels for Cuda {
         }
         if out.dtype() == x.dtype() {
             // SAFETY: both have so many bytes, in different tensors.
-            return unsafe { self.executor.copy(written(out)?, read(x)?, x.bytes()) };
+            return unsafe { self.queue.copy(written(out)?, read(x)?, x.bytes()) };
         }
         elementwise::cast(self, out, x)
     }
@@ -503,7 +563,30 @@ impl Kernels for Cuda {
     }
 
     fn sum_squares(&self, x: &Tensor) -> Result<f64> {
-        norm::sum_squares(self, x)
+        Ok(norm::step_report(self, Some(x), &[])?.0)
+    }
+
+    fn step_report(&self, gradients: Option<&Tensor>, losses: &[Tensor]) -> Result<(f64, Vec<f32>)> {
+        norm::step_report(self, gradients, losses)
+    }
+
+    fn page_memory(&self, shape: &[usize], dtype: DType) -> Result<Option<Tensor>> {
+        if self.plans {
+            return Ok(None);
+        }
+        self.paging().memory(shape, dtype).map(Some)
+    }
+
+    fn fetch_page(&self, page: &[Tensor]) -> Result<Vec<Tensor>> {
+        paging::fetch(self, page)
+    }
+
+    fn begin_page(&self, here: &[Tensor]) -> Result<()> {
+        paging::begin(self, here)
+    }
+
+    fn store_page(&self, page: &[Tensor], here: Vec<Tensor>) -> Result<()> {
+        paging::store(self, page, &here)
     }
 
     fn adamw(

@@ -133,7 +133,24 @@ pub(super) fn scale_columns(
     unsafe { cuda.launch(&format!("scale_columns_{dtype}"), grid, THREADS, 0, &params) }
 }
 
-pub(super) fn sum_squares(cuda: &Cuda, x: &Tensor) -> Result<f64> {
+/// Sum of squares, and the elements of other tensors, by one wait.
+pub(super) fn step_report(cuda: &Cuda, x: Option<&Tensor>, others: &[Tensor]) -> Result<(f64, Vec<f32>)> {
+    let sums = x.map(|x| block_sums(cuda, x)).transpose()?;
+    let mut parts: Vec<(&Tensor, Vec<f32>)> = Vec::with_capacity(others.len() + 1);
+    for x in others.iter().chain(&sums) {
+        ensure_f32("step_report", &[(x, x.elements())])?;
+        parts.push((x, vec![0f32; x.elements()]));
+    }
+    let mut to: Vec<(&Tensor, &mut [u8])> =
+        parts.iter_mut().map(|(x, host)| (*x, bytemuck::cast_slice_mut(host))).collect();
+    cuda.to_host(&mut to)?;
+    let sums = sums.as_ref().and_then(|_| parts.pop()).map_or(Vec::new(), |(_, sums)| sums);
+    let others = parts.into_iter().flat_map(|(_, host)| host).collect();
+    Ok((sums.into_iter().map(f64::from).sum(), others))
+}
+
+/// Sums of squares of blocks.
+fn block_sums(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
     let n = x.elements();
     ensure_f32("sum_squares", &[(x, n)])?;
     let blocks = n.div_ceil(SUM_BLOCK as usize);
@@ -141,9 +158,7 @@ pub(super) fn sum_squares(cuda: &Cuda, x: &Tensor) -> Result<f64> {
     let params = sum_squares_params { sums: written(&mut sums)?, x: read(x)?, n: n as u64 };
     // SAFETY: the operands are as the structure says.
     unsafe { cuda.launch("sum_squares", row_grid(blocks), ROW_THREADS, 0, &params)? };
-    let mut host = vec![0f32; blocks];
-    cuda.download(&sums, bytemuck::cast_slice_mut(&mut host))?;
-    Ok(host.into_iter().map(f64::from).sum())
+    Ok(sums)
 }
 
 pub(super) fn cross_entropy(

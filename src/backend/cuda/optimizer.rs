@@ -30,29 +30,7 @@ fn parameters(p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<optimi
     })
 }
 
-/// A page of moments in the host's memory, which is on the device for the time of a step.
-struct Visitor<'a> {
-    home: &'a mut Tensor,
-    here: Tensor,
-}
-
-impl<'a> Visitor<'a> {
-    fn new(cuda: &Cuda, home: &'a mut Tensor) -> Result<Self> {
-        let here = cuda.place(home)?;
-        Ok(Visitor { home, here })
-    }
-
-    fn leave(self, cuda: &Cuda) -> Result<()> {
-        if self.home.is_on_device() {
-            return Ok(());
-        }
-        // SAFETY: the page has its bytes on the host, and nothing else has it now.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.home.host_bytes_mut()?, self.home.bytes()) };
-        cuda.download(&self.here, bytes)
-    }
-}
-
-/// A step of AdamW (with `m` and `v`), Lion (with `m`) or gradient descent. Moments may lie on the host.
+/// A step of AdamW (with `m` and `v`), Lion (with `m`) or gradient descent.
 pub(super) fn step(
     cuda: &Cuda,
     kernel: &'static str,
@@ -65,19 +43,15 @@ pub(super) fn step(
     let n = p.elements();
     ensure_f32(kernel, &[(p, n), (g, n)])?;
     let mut params = parameters(p, g, step)?;
-    let mut visitors = Vec::new();
     for (to, moments) in [(&mut params.m, m), (&mut params.v, v)] {
         if let Some(moments) = moments {
             ensure_f32(kernel, &[(moments, n)])?;
-            let mut visitor = Visitor::new(cuda, moments)?;
-            *to = written(&mut visitor.here)?;
-            visitors.push(visitor);
+            *to = written(moments)?;
         }
     }
     let grid = [n.div_ceil(THREADS * PACK), 1, 1];
     // SAFETY: the operands are as the structure says.
-    unsafe { cuda.launch(kernel, grid, THREADS, 0, &params)? };
-    visitors.into_iter().try_for_each(|visitor| visitor.leave(cuda))
+    unsafe { cuda.launch(kernel, grid, THREADS, 0, &params) }
 }
 
 pub(super) fn adamw_8bit(
@@ -94,22 +68,18 @@ pub(super) fn adamw_8bit(
         let all = [&signed.levels[..], &signed.midpoints, &unsigned.levels, &unsigned.midpoints].concat();
         *maps = Some((cuda as &dyn Kernels).from_slice(&all, &[all.len()])?);
     }
-    let [mut m, mut v] = [Visitor::new(cuda, moments.m)?, Visitor::new(cuda, moments.v)?];
-    let [mut m_absmax, mut v_absmax] =
-        [Visitor::new(cuda, moments.m_absmax)?, Visitor::new(cuda, moments.v_absmax)?];
     let map = |start: usize| read::<f32>(maps.as_ref().expect("made above")).map(|p| p.wrapping_add(start));
     let params = adamw_8bit_params {
         step: parameters(p, g, step)?,
-        m: written(&mut m.here)?,
-        v: written(&mut v.here)?,
-        m_absmax: written(&mut m_absmax.here)?,
-        v_absmax: written(&mut v_absmax.here)?,
+        m: written(moments.m)?,
+        v: written(moments.v)?,
+        m_absmax: written(moments.m_absmax)?,
+        v_absmax: written(moments.v_absmax)?,
         m_map: map(0)?,
         m_midpoints: map(256)?,
         v_map: map(511)?,
         v_midpoints: map(767)?,
     };
     // SAFETY: the operands are as the structure says.
-    unsafe { cuda.launch("adamw_8bit", [blocks, 1, 1], MOMENTS_BLOCKSIZE, 0, &params)? };
-    [m, v, m_absmax, v_absmax].into_iter().try_for_each(|visitor| visitor.leave(cuda))
+    unsafe { cuda.launch("adamw_8bit", [blocks, 1, 1], MOMENTS_BLOCKSIZE, 0, &params) }
 }

@@ -108,7 +108,7 @@ pub(super) fn quantize(cuda: &Cuda, x: &Tensor, config: &QuantConfig) -> Result<
         let nested = if cuda.plans { NestedScales::zeros(count) } else { NestedScales::quantize(&plain) };
         upload_nested(cuda, &nested)?
     } else {
-        cuda.check_faults()?;
+        cuda.to_host(&mut [])?; // of elements that are not finite
         Scales::Plain(scales)
     };
     Quantized::new(*config, shape, codes, scales, zeros, x.dtype())
