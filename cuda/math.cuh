@@ -25,6 +25,18 @@ __device__ __forceinline__ float exp_f32(float x) {
     return x != x ? x : y;
 }
 
+// e^x in f64, with the bits of src/math: from basic operations alone.
+__device__ __forceinline__ double exp_f64(double x) {
+    if (x != x) return x;
+    if (x > 709.78) return INFINITY;
+    if (x < -708.0) return 0.0;
+    double n = round(x / 0.693147180559945309417232121458);
+    double r = (x - n * 6.931471803691238e-1) - n * 1.9082149292705877e-10, series = 1.0;
+#pragma unroll
+    for (int i = 14; i > 0; i--) series = 1.0 + series * r / (double)i;
+    return series * __longlong_as_double(((long long)n + 1023) << 52);
+}
+
 // Natural logarithm of a positive normal number.
 __device__ __forceinline__ float log_f32(float x) {
     int bits = (int)__float_as_uint(x), e = (bits >> 23) - 126;

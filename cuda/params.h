@@ -259,9 +259,14 @@ struct quantized_matrix {
     int32_t nested_shift;
     float levels[16]; // of codes of four bits
     uint64_t rows, cols, block_rows, block_cols, blocks_per_row;
-    int32_t format; // 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2
+    int32_t format; // 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2, 4 six bits
     // log2 of block_rows and block_cols, 63 for blocks as long as a row.
     int32_t block_rows_shift, block_cols_shift;
+    // Formats of GGUF files, which are decoded element by element: minimums of blocks, plain or products, or null. Without
+    // a map nested codes are whole numbers in two's complement.
+    const float *minimums;
+    const uint8_t *minimum_codes;
+    const float *minimum_factors;
 };
 
 // quantize_{f32,bf16,f16}: a warp for each block; see struct quantizer of cpu/kernels.h
@@ -374,6 +379,25 @@ struct attention_backward_params {
     int32_t window;
     float scale, softcap;
     int32_t aligned;
+};
+
+// The token of a row that has none: a score is not a number.
+#define SAMPLE_NONE 0xffffffffu
+
+// How a row's token is chosen; see SampleRow in Rust. Its ids are those seen, then those banned.
+struct sample_row {
+    float temperature, top_p, uniform, penalty;
+    uint32_t top_k, first_id, n_seen, n_banned;
+};
+
+// sample_{prepare,weights,choose}: scores [rows, vocabulary], weights alike, sums [rows, blocks of 64 and of 64 such]
+struct sample_params {
+    float *scores, *tops;
+    double *weights, *sums;
+    uint32_t *tokens;
+    const struct sample_row *rows;
+    const uint32_t *ids;
+    uint32_t vocabulary;
 };
 
 #endif

@@ -1,11 +1,11 @@
-// Decoding quantized matrices: an element is (level of its code - zero point) * scale of its block, in f32; see
-// cpu/quant.h.
+// Decoding quantized matrices: an element is (level of its code - zero point) * scale of its block, or
+// level * scale + minimum, in f32; see cpu/quant.h.
 #ifndef LOWRANK_QUANT_CUH
 #define LOWRANK_QUANT_CUH
 
 #include "kernel.cuh"
 
-enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3 };
+enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3, CODES_6BIT = 4 };
 
 // A small float with `fraction` bits of fraction as f32: its bits moved in place and the exponent's bias corrected by an
 // exact multiplication.
@@ -24,14 +24,27 @@ __device__ __forceinline__ float level_of_byte(uint32_t code, int format) {
 
 // The level of an element of the flat matrix.
 __device__ __forceinline__ float level_of(const quantized_matrix &q, uint64_t element) {
-    if (q.format != CODES_4BIT) return level_of_byte(q.codes[element], q.format);
-    uint32_t pair = q.codes[element / 2];
-    return q.levels[element % 2 ? pair & 15 : pair >> 4];
+    if (q.format != CODES_4BIT && q.format != CODES_6BIT) return level_of_byte(q.codes[element], q.format);
+    uint32_t pair = q.codes[element / 2], code = element % 2 ? pair & 15 : pair >> 4;
+    if (q.format == CODES_4BIT) return q.levels[code];
+    // The high two bits follow the low four of all, four in a byte.
+    uint32_t high = q.codes[q.rows * q.cols / 2 + element / 4] >> (2 * (element % 4)) & 3;
+    return (float)((int)(code | high << 4) - 32);
+}
+
+// The level of a nested code: of a scale or a minimum.
+__device__ __forceinline__ float nested_level(const quantized_matrix &q, uint8_t code) {
+    return q.nested_map ? q.nested_map[code] : (float)(int8_t)code;
 }
 
 __device__ __forceinline__ float scale_of(const quantized_matrix &q, uint64_t block) {
     if (q.scales) return q.scales[block];
-    return q.nested_map[q.nested[block]] * q.nested_absmax[block >> q.nested_shift] + q.nested_offset;
+    return nested_level(q, q.nested[block]) * q.nested_absmax[block >> q.nested_shift] + q.nested_offset;
+}
+
+__device__ __forceinline__ float minimum_of(const quantized_matrix &q, uint64_t block) {
+    if (q.minimums) return q.minimums[block];
+    return nested_level(q, q.minimum_codes[block]) * q.minimum_factors[block >> q.nested_shift];
 }
 
 __device__ __forceinline__ uint64_t block_of(const quantized_matrix &q, uint64_t row, uint64_t col) {
@@ -44,7 +57,8 @@ __device__ __forceinline__ float decode_element(const quantized_matrix &q, uint6
     uint64_t block = block_of(q, row, col);
     float level = level_of(q, row * q.cols + col);
     if (q.zeros) level -= (float)q.zeros[block];
-    return level * scale_of(q, block);
+    float x = level * scale_of(q, block);
+    return q.minimums || q.minimum_codes ? x + minimum_of(q, block) : x;
 }
 
 #endif

@@ -4,10 +4,11 @@
 //! temperature, top-k, top-p.
 
 use crate::adapter::AdapterSet;
+use crate::backend::SampleRow;
 use crate::error::{Error, Result};
-use crate::math;
 use crate::model::{Model, RowSlot};
 use crate::rng::{Philox, PhiloxKey, Stream};
+use crate::tensor::Tensor;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -97,11 +98,11 @@ pub fn generate(
     let mut text = Text::new(model, prompt, config)?;
     let mut cache = model.kv_cache(prompt.len() + text.room)?;
     let start = Instant::now();
-    let mut logits = model.backend.to_vec::<f32>(&model.extend(prompt, &mut cache)?)?;
+    let mut goes_on = text.goes_on(model, model.extend(prompt, &mut cache)?, &mut go_on)?;
     text.new.prefill_tokens_per_second = prompt.len() as f64 / start.elapsed().as_secs_f64().max(1e-9);
     let start = Instant::now();
-    while text.goes_on(&mut logits, &mut go_on)? {
-        logits = model.backend.to_vec::<f32>(&model.extend(text.last(), &mut cache)?)?;
+    while goes_on {
+        goes_on = text.goes_on(model, model.extend(text.last(), &mut cache)?, &mut go_on)?;
     }
     let decoded = text.new.tokens.len().saturating_sub(1);
     text.new.decode_tokens_per_second = decoded as f64 / start.elapsed().as_secs_f64().max(1e-9);
@@ -154,7 +155,10 @@ pub fn generate_batch(
             }
             let feed = |i: &usize| (*i, if first { prompts[*i].tokens } else { texts[*i].last() });
             let rows: Vec<(usize, &[u32])> = going.iter().map(feed).collect();
-            let logits = model.backend.to_vec::<f32>(&model.extend_all(&rows, &mut cache, &slots)?)?;
+            let mut logits = model.extend_all(&rows, &mut cache, &slots)?;
+            let choices: Vec<Choice> = going.iter().map(|i| texts[*i].choice()).collect();
+            let rows = going.iter().zip(&choices).map(|(i, choice)| choice.row(texts[*i].config));
+            let found = model.backend.sample(&mut logits, &rows.collect::<Vec<_>>())?;
             if first {
                 let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
                 speeds.0 = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
@@ -163,8 +167,8 @@ pub fn generate_batch(
                 speeds.1 += going.len();
             }
             let mut still = Vec::with_capacity(going.len());
-            for (i, scores) in going.iter().zip(logits.chunks_exact(model.config.vocab_size)) {
-                if texts[*i].goes_on(&mut scores.to_vec(), &mut |tokens| go_on(*i, tokens))? {
+            for (i, token) in going.iter().zip(found) {
+                if texts[*i].take(token, &mut |tokens| go_on(*i, tokens))? {
                     still.push(*i);
                 }
             }
@@ -219,85 +223,63 @@ impl<'a> Text<'a> {
         &self.new.tokens[self.new.tokens.len().saturating_sub(1)..]
     }
 
-    /// Adds the next token by its scores; whether there shall be more.
-    fn goes_on(&mut self, scores: &mut [f32], go_on: &mut dyn FnMut(&[u32]) -> bool) -> Result<bool> {
+    /// What the next token's choice depends on, beside the scores and the settings.
+    fn choice(&mut self) -> Choice {
+        let (config, new) = (self.config, &self.new.tokens);
+        let mut seen = Vec::new();
+        if config.repetition_penalty != 1.0 {
+            seen.extend(self.prompt.iter().chain(new).copied());
+            seen.sort_unstable();
+            seen.dedup();
+        }
+        let banned = if new.len() < config.min_new_tokens { config.eos_token_id.clone() } else { Vec::new() };
+        let uniform = if config.temperature == 0.0 { 0.0 } else { self.random.uniform() };
+        Choice { seen, banned, uniform }
+    }
+
+    /// Adds the next token by its scores, `[1, vocab_size]`; whether there shall be more.
+    fn goes_on(
+        &mut self,
+        model: &Model,
+        mut scores: Tensor,
+        go_on: &mut dyn FnMut(&[u32]) -> bool,
+    ) -> Result<bool> {
+        let choice = self.choice();
+        let found = model.backend.sample(&mut scores, &[choice.row(self.config)])?;
+        self.take(found[0], go_on)
+    }
+
+    /// Adds the next token, if there is room for it; whether there shall be more.
+    fn take(&mut self, token: Option<u32>, go_on: &mut dyn FnMut(&[u32]) -> bool) -> Result<bool> {
         let tokens = &mut self.new.tokens;
         if tokens.len() >= self.room {
             return Ok(false);
         }
-        let token = choose(scores, self.prompt, tokens, self.config, &mut self.random)?;
+        let token = token.ok_or_else(|| {
+            Error::Unsupported("the model's logits are not numbers; its weights may be damaged".into())
+        })?;
         tokens.push(token);
         Ok(go_on(tokens) && !self.config.eos_token_id.contains(&token) && tokens.len() < self.room)
     }
 }
 
-/// The next token by the scores and the settings.
-fn choose(
-    scores: &mut [f32],
-    prompt: &[u32],
-    new: &[u32],
-    config: &GenerationConfig,
-    random: &mut Philox,
-) -> Result<u32> {
-    if config.repetition_penalty != 1.0 {
-        let mut seen: Vec<u32> = prompt.iter().chain(new).copied().collect();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
-            let score = &mut scores[id as usize];
-            *score = if *score < 0.0 {
-                *score * config.repetition_penalty
-            } else {
-                *score / config.repetition_penalty
-            };
+/// What the choice of a token depends on, beside scores and settings.
+struct Choice {
+    seen: Vec<u32>,
+    banned: Vec<u32>,
+    uniform: f32,
+}
+
+impl Choice {
+    fn row<'a>(&'a self, config: &GenerationConfig) -> SampleRow<'a> {
+        SampleRow {
+            temperature: config.temperature,
+            top_k: config.top_k,
+            top_p: config.top_p,
+            uniform: self.uniform,
+            repetition_penalty: config.repetition_penalty,
+            seen: &self.seen,
+            banned: &self.banned,
         }
     }
-    if new.len() < config.min_new_tokens {
-        for id in &config.eos_token_id {
-            if let Some(score) = scores.get_mut(*id as usize) {
-                *score = f32::NEG_INFINITY;
-            }
-        }
-    }
-    if scores.iter().any(|s| s.is_nan()) {
-        return Err(Error::Unsupported(
-            "the model's logits are not numbers; its weights may be damaged".into(),
-        ));
-    }
-    // Likeliest first; equal scores by token id, as argmax takes them.
-    if config.temperature == 0.0 {
-        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        return Ok(scores.iter().position(|score| *score == top).unwrap_or(0) as u32);
-    }
-    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    let by_score = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-    order.sort_unstable_by(by_score);
-    if config.top_k > 0 {
-        order.truncate(config.top_k);
-    }
-    let top = f64::from(scores[order[0] as usize]);
-    let temperature = f64::from(config.temperature);
-    let weights: Vec<f64> =
-        order.iter().map(|id| math::exp((f64::from(scores[*id as usize]) - top) / temperature)).collect();
-    let total: f64 = weights.iter().sum();
-    let mut kept = weights.len();
-    if config.top_p < 1.0 {
-        let mut cumulative = 0.0;
-        kept = weights
-            .iter()
-            .position(|w| {
-                cumulative += w / total;
-                cumulative >= f64::from(config.top_p)
-            })
-            .map_or(weights.len(), |i| i + 1);
-    }
-    let total: f64 = weights[..kept].iter().sum();
-    let mut left = f64::from(random.uniform()) * total;
-    for (id, weight) in order.iter().zip(&weights[..kept]) {
-        left -= weight;
-        if left < 0.0 {
-            return Ok(*id);
-        }
-    }
-    Ok(order[kept - 1])
 }

@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::gemm::Values;
+use common::gemm::{Values, read_only};
 use half::bf16;
 use lowrank::backend::cpu::{Cpu, Isa};
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
-use lowrank::quant::{Blocks, FORMATS, Format, Layout, QuantConfig, Quantized, READ_ONLY, Scales};
+use lowrank::quant::{Blocks, FORMATS, Layout, QuantConfig, Quantized, READ_ONLY, Scales};
 use lowrank::{DType, Tensor};
 
 fn backends() -> Vec<Backend> {
@@ -154,37 +154,6 @@ fn products_equal_those_of_the_dequantized_matrix() {
             }
         }
     }
-}
-
-/// A random matrix in a format that is only read.
-fn read_only(
-    backend: &Backend,
-    format: &'static Format,
-    shape: [usize; 2],
-    values: &mut Values,
-    tiny: bool,
-) -> Quantized {
-    let elements = shape[0] * shape[1];
-    let blocksize = if format.minimums() { 32 } else { 16 };
-    let (config, blocks) = (QuantConfig { blocksize, ..QuantConfig::new(format) }, elements / blocksize);
-    let mut random = |n: usize| -> Vec<u8> { (0..n).map(|_| values.next() as u8).collect() };
-    let codes = random(elements * format.bits() / 8);
-    let mut products = |signed: bool| {
-        let per_factor = 256 / blocksize;
-        let codes: Vec<u8> = random(blocks).iter().map(|x| if signed { *x } else { x & 63 }).collect();
-        let factors = random(blocks.div_ceil(per_factor));
-        let size = if tiny { 1e-39 } else { 1e-3 };
-        let factors: Vec<f32> = factors.iter().map(|x| size * (f32::from(*x) - 100.0)).collect();
-        Scales::Products {
-            codes: backend.from_slice(&codes, &[blocks]).unwrap(),
-            factors: backend.from_slice(&factors, &[factors.len()]).unwrap(),
-            per_factor,
-        }
-    };
-    let scales = products(!format.minimums());
-    let minimums = format.minimums().then(|| products(false));
-    let codes = backend.from_slice(&codes, &[codes.len()]).unwrap();
-    Quantized::with_minimums(config, shape, codes, scales, None, minimums, DType::F32).unwrap()
 }
 
 #[test]

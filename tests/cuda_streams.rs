@@ -6,7 +6,7 @@ mod common;
 
 use common::cuda::host;
 use common::golden::path;
-use common::training::{bits, joined, sequences};
+use common::training::{bits, joined, method, sequences};
 use common::watched::{Fault, Watched};
 use lowrank::adapter::{LoraConfig, Method};
 use lowrank::autograd::Dropout;
@@ -16,6 +16,7 @@ use lowrank::model::{LoadOptions, Model};
 use lowrank::optim::{Optim, Optimizer, OptimizerArguments, clip_scale};
 use lowrank::param::{ParamLayout, ParamStore};
 use lowrank::rng::{Philox, PhiloxKey, Stream as Random};
+use lowrank::train::{PlanArguments, Planner};
 use lowrank::{DType, Result};
 use std::sync::Arc;
 
@@ -162,4 +163,40 @@ fn graphs_have_the_bits_of_launches() {
     // Old arguments point to memory that is gone, or lead to other losses.
     let stale = train(&Arc::new(Watched::new(ORDERS[0], Fault::Update)), true, 6);
     assert!(stale.is_err() || stale.unwrap().0 != launches.0, "graphs with old arguments go unnoticed");
+}
+
+/// Logits and their gradients exist for as many rows as 64 MB hold: what 4096 tokens take more with a vocabulary of 152
+/// thousand than with one of 64.
+#[test]
+fn logits_stay_below_64_megabytes() {
+    let backend = host(ORDERS[0]);
+    let activations = |vocabulary: usize, dtype: DType| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": vocabulary,
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "tie_word_embeddings": true, "hidden_act": "silu",
+        });
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let attach = |model: &mut Model| -> Result<Box<dyn Method>> {
+            let mut method = method(r#"{"peft_type": "LORA", "r": 8}"#);
+            method.attach(model, 0)?;
+            Ok(method)
+        };
+        let options = LoadOptions::from(dtype);
+        let mut planner = Planner::new(folder.path(), &backend, options, true, attach).unwrap();
+        let wanted = PlanArguments {
+            rows: 1,
+            length: 4096,
+            gradient_checkpointing: 1,
+            optimizer: OptimizerArguments::default(),
+            eval_rows: None,
+        };
+        planner.plan(&wanted).unwrap().activations
+    };
+    for dtype in [DType::BF16, DType::F32] {
+        let logits = activations(151_936, dtype) - activations(64, dtype);
+        assert!((40_000_000..64_000_000).contains(&logits), "{dtype}: {logits} bytes");
+    }
 }

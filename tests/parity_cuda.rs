@@ -7,11 +7,12 @@ mod common;
 use common::cases::{Case, all};
 use common::compare::{different_bits, within_twice_naive};
 use common::cuda;
+use common::gemm::{Values, read_only};
 use lowrank::backend::cpu::Cpu;
 use lowrank::backend::reference::Reference;
-use lowrank::backend::{Backend, Moments8bit, OptimizerStep};
+use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, Moments8bit, OptimizerStep, SampleRow};
 use lowrank::quant::dynamic_map::SIGNED_ZERO;
-use lowrank::quant::{FORMATS, QuantConfig, Quantized, Scales};
+use lowrank::quant::{FORMATS, QuantConfig, Quantized, READ_ONLY, Scales};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use lowrank::{DType, Tensor};
 
@@ -136,6 +137,104 @@ fn quantized_matrices() {
             let x = cuda.from_slice(&[1.0, bad, 2.0, 3.0], &[2, 2]).unwrap();
             let error = cuda.quantize(&x, &QuantConfig::new(&FORMATS[0])).unwrap_err().to_string();
             assert!(error.contains("finite"), "{error}");
+        }
+    }
+}
+
+/// Matrices of GGUF files: decoded to the CPU's bits, and products with those of the decoded matrix.
+#[test]
+fn formats_that_are_only_read() {
+    let cpu = Cpu::new(Some(1)).unwrap();
+    for cuda in cuda::all() {
+        for format in &READ_ONLY {
+            for shape in [[40, 256], [33, 512]] {
+                let w = |backend: &Backend| read_only(backend, format, shape, &mut Values(8), false);
+                let (w, on_cpu) = (w(&cuda), w(&cpu));
+                for dtype in [DType::F32, DType::BF16] {
+                    let decoded = |backend: &Backend, w: &Quantized| {
+                        let mut out = backend.empty(&shape, dtype).unwrap();
+                        backend.dequantize(&mut out, w).unwrap();
+                        out
+                    };
+                    let plain = decoded(&cuda, &w);
+                    let expected = cpu.to_f32(&decoded(&cpu, &on_cpu)).unwrap();
+                    assert_eq!(cuda.to_f32(&plain).unwrap(), expected, "{} {shape:?} {dtype}", format.name);
+                    for (rows, transposed) in [(1, true), (19, true), (3, false)] {
+                        let k = shape[usize::from(transposed)];
+                        let a = cuda.from_slice(&random(rows * k), &[rows, k]).unwrap();
+                        let a = cuda.to_dtype(&a, dtype).unwrap();
+                        let product = |b: Matrix<'_>| {
+                            let mut out = cuda.empty(&[rows, b.shape().1], DType::F32).unwrap();
+                            let terms = [GemmTerm { a: Matrix::plain(&a), b }];
+                            cuda.gemm(&mut out, &Gemm::new(&terms)).unwrap();
+                            cuda.to_vec::<f32>(&out).unwrap()
+                        };
+                        assert_eq!(
+                            product(Matrix::Quantized { matrix: &w, transposed }),
+                            product(Matrix::Dense { tensor: &plain, transposed }),
+                            "{} {shape:?} {dtype} {rows} rows, transposed {transposed}",
+                            format.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tokens for the same scores, settings and draws, among few and many.
+#[test]
+fn sampled_tokens() {
+    let cpu = Cpu::new(Some(1)).unwrap();
+    let mut rng = Philox::new(PhiloxKey::new(5, Stream::Dummy, 1));
+    for vocabulary in [1, 63, 300, 9001] {
+        let settings = [
+            (0.0, 0, 1.0),
+            (1.0, 0, 1.0),
+            (0.7, 40, 1.0),
+            (1.3, 0, 0.9),
+            (0.2, 7, 0.5),
+            (5.0, 0, 0.999),
+            (1.0, 1, 0.1),
+        ];
+        let ids: Vec<u32> = (0..vocabulary as u32).step_by(17).collect();
+        let rows: Vec<SampleRow<'_>> = (0..3 * settings.len())
+            .map(|i| {
+                let (temperature, top_k, top_p) = settings[i % settings.len()];
+                let repetition_penalty = if i % 2 == 0 { 1.3 } else { 1.0 };
+                SampleRow {
+                    temperature,
+                    top_k,
+                    top_p,
+                    uniform: if i == 1 { 0.999_999_94 } else { rng.uniform() },
+                    repetition_penalty,
+                    seen: if i % 2 == 0 { &ids } else { &[] },
+                    banned: if i % 3 == 0 && vocabulary > 1 { &ids[..1] } else { &[] },
+                }
+            })
+            .collect();
+        let n = rows.len() * vocabulary;
+        let mut scores: Vec<f32> = random(n).iter().map(|x| 3.0 * x).collect();
+        // Equal scores, and zeros of both signs.
+        scores.iter_mut().step_by(5).for_each(|x| *x = 2.5);
+        scores[..vocabulary]
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x = if i % 2 == 0 { -0.0 } else { 0.0 });
+        let tokens = |backend: &Backend, scores: &[f32]| {
+            let mut logits = backend.from_slice(scores, &[rows.len(), vocabulary]).unwrap();
+            backend.sample(&mut logits, &rows).unwrap()
+        };
+        let expected = tokens(&cpu, &scores);
+        assert!(expected.iter().all(Option::is_some));
+        for cuda in cuda::all() {
+            assert_eq!(tokens(&cuda, &scores), expected, "{vocabulary} tokens");
+            let mut damaged = scores.clone();
+            damaged[3 * vocabulary] = f32::NAN;
+            let found = tokens(&cuda, &damaged);
+            assert_eq!(found, tokens(&cpu, &damaged));
+            // Where it was banned it does no harm.
+            assert_eq!(found[3].is_some(), vocabulary > 1);
         }
     }
 }

@@ -156,6 +156,11 @@ inline float __uint_as_float(uint32_t u) {
     memcpy(&x, &u, 4);
     return x;
 }
+inline double __longlong_as_double(long long i) {
+    double x;
+    memcpy(&x, &i, 8);
+    return x;
+}
 inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
 inline float __int_as_float(int i) { return __uint_as_float((uint32_t)i); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }

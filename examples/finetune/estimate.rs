@@ -26,7 +26,11 @@ pub fn run(args: &EstimateArgs) -> Result<()> {
     }
     println!("{:12} {:>10}", "peak", size(plan.total()));
     if plan.paged > 0 {
-        println!("{:12} {:>10}  optimizer state in a file (of a GPU: in host memory)", "paged", size(plan.paged));
+        println!(
+            "{:12} {:>10}  optimizer state in a file (of a GPU: in host memory)",
+            "paged",
+            size(plan.paged)
+        );
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! A backend owns memory and computes coarse operations on [`Tensor`]s; nothing above it sees an address.
 //! `reference` is the slow oracle, `cpu` the SIMD one. A device backend fits the same trait: its
 //! tensors lie in device storage, its launches may be asynchronous, and only [`Kernels::download`],
-//! [`Kernels::sum_squares`] and [`Kernels::step_report`] wait.
+//! [`Kernels::sum_squares`], [`Kernels::step_report`] and [`Kernels::sample`] wait.
 //!
 //! # Shapes and types
 //! A tensor is seen as a matrix `[rows, cols]`: `cols` is its last dimension, `rows` the product of the
@@ -35,12 +35,14 @@ pub mod cuda;
 pub mod operands;
 mod quantized;
 pub mod reference;
+mod sampling;
 mod transfer;
 
 pub use operands::{
     Activation, AttentionShape, Gemm, GemmTerm, Matrix, Moments8bit, OptimizerStep, RopeShape, RowTerm,
     Sequence,
 };
+pub use sampling::SampleRow;
 
 /// A backend chosen at start-up, shared by everything that computes.
 pub type Backend = Arc<dyn Kernels>;
@@ -353,6 +355,17 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// Sum of the squares of an f32 tensor: 16 lanes within fixed blocks of 4096, blocks added in f64,
     /// ascending. Not finite if any element is not. Waits.
     fn sum_squares(&self, x: &Tensor) -> Result<f64>;
+
+    /// The token that each row of `logits` (f32 `[rows, vocabulary]`) gives by its settings; none where a score is not a
+    /// number. Order of settings: repetition penalty, banned tokens, temperature, top-k, top-p. The tokens drawn from are
+    /// in ascending order; see `sampling.rs`. What is in `logits` afterwards is unspecified. Waits.
+    fn sample(&self, logits: &mut Tensor, rows: &[SampleRow<'_>]) -> Result<Vec<Option<u32>>> {
+        check::ensure_f32("sample", &[(logits, rows.len() * logits.cols())])?;
+        let mut scores = vec![0f32; logits.elements()];
+        self.download(logits, bytemuck::cast_slice_mut(&mut scores))?;
+        let scores = scores.chunks_exact_mut(logits.cols().max(1));
+        Ok(scores.zip(rows).map(|(scores, row)| sampling::choose(scores, row)).collect())
+    }
 
     /// What a step tells the host, in one wait: [`Kernels::sum_squares`] of the gradients (0 without), and the elements of
     /// the losses (f32), one tensor after the other.

@@ -12,8 +12,8 @@ use crate::model::Linear;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Bytes of f32 logits that may exist at a time.
-const LOGITS_BYTES: usize = 32 << 20;
+/// Bytes of logits, in f32, and of their gradients that may exist at a time.
+const LOGITS_BYTES: usize = 48 << 20;
 
 /// What [`Tape::linear_cross_entropy`] gives.
 #[derive(Debug)]
@@ -75,7 +75,8 @@ impl Tape<'_> {
         let drops = head.drops(self.dropout).filter(|_| dx.is_some());
         let through = drops.map(|_| self.empty(m, x.tensor.cols())).transpose()?;
         let losses = backend.empty(&[m], DType::F32)?;
-        let chunk = (LOGITS_BYTES / (4 * vocabulary)).clamp(1, m.max(1));
+        let bytes = 4 + if wants_grad { self.dtype.size() } else { 0 };
+        let chunk = (LOGITS_BYTES / (bytes * vocabulary)).clamp(1, m.max(1));
         let logits = backend.empty(&[chunk, vocabulary], DType::F32)?;
         let dlogits = wants_grad.then(|| self.empty(chunk, vocabulary)).transpose()?;
         for start in (0..m).step_by(chunk) {

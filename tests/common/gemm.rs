@@ -1,6 +1,7 @@
 //! Matrix products by the numerics law, element by element: what every backend must give bit for bit.
 
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
+use lowrank::quant::{Format, QuantConfig, Quantized, Scales};
 use lowrank::{DType, Tensor};
 use std::ops::Range;
 
@@ -240,4 +241,35 @@ pub fn assert_same_bits(found: &[f32], expected: &[f32], what: &dyn std::fmt::De
             e.to_bits()
         );
     }
+}
+
+/// A random matrix in a format that is only read.
+pub fn read_only(
+    backend: &Backend,
+    format: &'static Format,
+    shape: [usize; 2],
+    values: &mut Values,
+    tiny: bool,
+) -> Quantized {
+    let elements = shape[0] * shape[1];
+    let blocksize = if format.minimums() { 32 } else { 16 };
+    let (config, blocks) = (QuantConfig { blocksize, ..QuantConfig::new(format) }, elements / blocksize);
+    let mut random = |n: usize| -> Vec<u8> { (0..n).map(|_| values.next() as u8).collect() };
+    let codes = random(elements * format.bits() / 8);
+    let mut products = |signed: bool| {
+        let per_factor = 256 / blocksize;
+        let codes: Vec<u8> = random(blocks).iter().map(|x| if signed { *x } else { x & 63 }).collect();
+        let factors = random(blocks.div_ceil(per_factor));
+        let size = if tiny { 1e-39 } else { 1e-3 };
+        let factors: Vec<f32> = factors.iter().map(|x| size * (f32::from(*x) - 100.0)).collect();
+        Scales::Products {
+            codes: backend.from_slice(&codes, &[blocks]).unwrap(),
+            factors: backend.from_slice(&factors, &[factors.len()]).unwrap(),
+            per_factor,
+        }
+    };
+    let scales = products(!format.minimums());
+    let minimums = format.minimums().then(|| products(false));
+    let codes = backend.from_slice(&codes, &[codes.len()]).unwrap();
+    Quantized::with_minimums(config, shape, codes, scales, None, minimums, DType::F32).unwrap()
 }

@@ -3,6 +3,7 @@
 pub const SUM_BLOCK: u32 = 4096;
 pub const GEMM_MAX_TERMS: u32 = 4;
 pub const GEMM_MAX_PROBLEMS: u32 = 4;
+pub const SAMPLE_NONE: u32 = 4294967295;
 pub const GEMM_HOPPER_MAX_STAGES: u32 = 8;
 pub const ATTENTION_HOPPER_STAGES: u32 = 2;
 #[repr(C)]
@@ -662,10 +663,13 @@ pub struct quantized_matrix {
     pub format: i32,
     pub block_rows_shift: i32,
     pub block_cols_shift: i32,
+    pub minimums: *const f32,
+    pub minimum_codes: *const u8,
+    pub minimum_factors: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of quantized_matrix"][::core::mem::size_of::<quantized_matrix>() - 176usize];
+    ["Size of quantized_matrix"][::core::mem::size_of::<quantized_matrix>() - 200usize];
     ["Alignment of quantized_matrix"][::core::mem::align_of::<quantized_matrix>() - 8usize];
     ["Offset of field: quantized_matrix::codes"][::core::mem::offset_of!(quantized_matrix, codes) - 0usize];
     ["Offset of field: quantized_matrix::scales"][::core::mem::offset_of!(quantized_matrix, scales) - 8usize];
@@ -696,6 +700,12 @@ const _: () = {
         [::core::mem::offset_of!(quantized_matrix, block_rows_shift) - 164usize];
     ["Offset of field: quantized_matrix::block_cols_shift"]
         [::core::mem::offset_of!(quantized_matrix, block_cols_shift) - 168usize];
+    ["Offset of field: quantized_matrix::minimums"]
+        [::core::mem::offset_of!(quantized_matrix, minimums) - 176usize];
+    ["Offset of field: quantized_matrix::minimum_codes"]
+        [::core::mem::offset_of!(quantized_matrix, minimum_codes) - 184usize];
+    ["Offset of field: quantized_matrix::minimum_factors"]
+        [::core::mem::offset_of!(quantized_matrix, minimum_factors) - 192usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -711,19 +721,19 @@ pub struct quantize_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of quantize_params"][::core::mem::size_of::<quantize_params>() - 288usize];
+    ["Size of quantize_params"][::core::mem::size_of::<quantize_params>() - 312usize];
     ["Alignment of quantize_params"][::core::mem::align_of::<quantize_params>() - 8usize];
     ["Offset of field: quantize_params::q"][::core::mem::offset_of!(quantize_params, q) - 0usize];
-    ["Offset of field: quantize_params::x"][::core::mem::offset_of!(quantize_params, x) - 176usize];
-    ["Offset of field: quantize_params::faults"][::core::mem::offset_of!(quantize_params, faults) - 184usize];
-    ["Offset of field: quantize_params::blocks"][::core::mem::offset_of!(quantize_params, blocks) - 192usize];
+    ["Offset of field: quantize_params::x"][::core::mem::offset_of!(quantize_params, x) - 200usize];
+    ["Offset of field: quantize_params::faults"][::core::mem::offset_of!(quantize_params, faults) - 208usize];
+    ["Offset of field: quantize_params::blocks"][::core::mem::offset_of!(quantize_params, blocks) - 216usize];
     ["Offset of field: quantize_params::thresholds"]
-        [::core::mem::offset_of!(quantize_params, thresholds) - 200usize];
-    ["Offset of field: quantize_params::ranks"][::core::mem::offset_of!(quantize_params, ranks) - 260usize];
+        [::core::mem::offset_of!(quantize_params, thresholds) - 224usize];
+    ["Offset of field: quantize_params::ranks"][::core::mem::offset_of!(quantize_params, ranks) - 284usize];
     ["Offset of field: quantize_params::has_thresholds"]
-        [::core::mem::offset_of!(quantize_params, has_thresholds) - 276usize];
+        [::core::mem::offset_of!(quantize_params, has_thresholds) - 300usize];
     ["Offset of field: quantize_params::max_level"]
-        [::core::mem::offset_of!(quantize_params, max_level) - 280usize];
+        [::core::mem::offset_of!(quantize_params, max_level) - 304usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -733,10 +743,10 @@ pub struct dequantize_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of dequantize_params"][::core::mem::size_of::<dequantize_params>() - 184usize];
+    ["Size of dequantize_params"][::core::mem::size_of::<dequantize_params>() - 208usize];
     ["Alignment of dequantize_params"][::core::mem::align_of::<dequantize_params>() - 8usize];
     ["Offset of field: dequantize_params::q"][::core::mem::offset_of!(dequantize_params, q) - 0usize];
-    ["Offset of field: dequantize_params::out"][::core::mem::offset_of!(dequantize_params, out) - 176usize];
+    ["Offset of field: dequantize_params::out"][::core::mem::offset_of!(dequantize_params, out) - 200usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -766,12 +776,12 @@ pub struct gemm_term {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 232usize];
+    ["Size of gemm_term"][::core::mem::size_of::<gemm_term>() - 256usize];
     ["Alignment of gemm_term"][::core::mem::align_of::<gemm_term>() - 8usize];
     ["Offset of field: gemm_term::a"][::core::mem::offset_of!(gemm_term, a) - 0usize];
     ["Offset of field: gemm_term::b"][::core::mem::offset_of!(gemm_term, b) - 24usize];
     ["Offset of field: gemm_term::quantized"][::core::mem::offset_of!(gemm_term, quantized) - 48usize];
-    ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 224usize];
+    ["Offset of field: gemm_term::k"][::core::mem::offset_of!(gemm_term, k) - 248usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -790,7 +800,7 @@ pub struct gemm_problem {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_problem"][::core::mem::size_of::<gemm_problem>() - 976usize];
+    ["Size of gemm_problem"][::core::mem::size_of::<gemm_problem>() - 1072usize];
     ["Alignment of gemm_problem"][::core::mem::align_of::<gemm_problem>() - 8usize];
     ["Offset of field: gemm_problem::out"][::core::mem::offset_of!(gemm_problem, out) - 0usize];
     ["Offset of field: gemm_problem::bias"][::core::mem::offset_of!(gemm_problem, bias) - 8usize];
@@ -816,7 +826,7 @@ pub struct gemm_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_params"][::core::mem::size_of::<gemm_params>() - 3920usize];
+    ["Size of gemm_params"][::core::mem::size_of::<gemm_params>() - 4304usize];
     ["Alignment of gemm_params"][::core::mem::align_of::<gemm_params>() - 8usize];
     ["Offset of field: gemm_params::n_problems"][::core::mem::offset_of!(gemm_params, n_problems) - 0usize];
     ["Offset of field: gemm_params::code_bits"][::core::mem::offset_of!(gemm_params, code_bits) - 4usize];
@@ -1025,4 +1035,55 @@ const _: () = {
         [::core::mem::offset_of!(attention_backward_params, softcap) - 100usize];
     ["Offset of field: attention_backward_params::aligned"]
         [::core::mem::offset_of!(attention_backward_params, aligned) - 104usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct sample_row {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub uniform: f32,
+    pub penalty: f32,
+    pub top_k: u32,
+    pub first_id: u32,
+    pub n_seen: u32,
+    pub n_banned: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of sample_row"][::core::mem::size_of::<sample_row>() - 32usize];
+    ["Alignment of sample_row"][::core::mem::align_of::<sample_row>() - 4usize];
+    ["Offset of field: sample_row::temperature"][::core::mem::offset_of!(sample_row, temperature) - 0usize];
+    ["Offset of field: sample_row::top_p"][::core::mem::offset_of!(sample_row, top_p) - 4usize];
+    ["Offset of field: sample_row::uniform"][::core::mem::offset_of!(sample_row, uniform) - 8usize];
+    ["Offset of field: sample_row::penalty"][::core::mem::offset_of!(sample_row, penalty) - 12usize];
+    ["Offset of field: sample_row::top_k"][::core::mem::offset_of!(sample_row, top_k) - 16usize];
+    ["Offset of field: sample_row::first_id"][::core::mem::offset_of!(sample_row, first_id) - 20usize];
+    ["Offset of field: sample_row::n_seen"][::core::mem::offset_of!(sample_row, n_seen) - 24usize];
+    ["Offset of field: sample_row::n_banned"][::core::mem::offset_of!(sample_row, n_banned) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct sample_params {
+    pub scores: *mut f32,
+    pub tops: *mut f32,
+    pub weights: *mut f64,
+    pub sums: *mut f64,
+    pub tokens: *mut u32,
+    pub rows: *const sample_row,
+    pub ids: *const u32,
+    pub vocabulary: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of sample_params"][::core::mem::size_of::<sample_params>() - 64usize];
+    ["Alignment of sample_params"][::core::mem::align_of::<sample_params>() - 8usize];
+    ["Offset of field: sample_params::scores"][::core::mem::offset_of!(sample_params, scores) - 0usize];
+    ["Offset of field: sample_params::tops"][::core::mem::offset_of!(sample_params, tops) - 8usize];
+    ["Offset of field: sample_params::weights"][::core::mem::offset_of!(sample_params, weights) - 16usize];
+    ["Offset of field: sample_params::sums"][::core::mem::offset_of!(sample_params, sums) - 24usize];
+    ["Offset of field: sample_params::tokens"][::core::mem::offset_of!(sample_params, tokens) - 32usize];
+    ["Offset of field: sample_params::rows"][::core::mem::offset_of!(sample_params, rows) - 40usize];
+    ["Offset of field: sample_params::ids"][::core::mem::offset_of!(sample_params, ids) - 48usize];
+    ["Offset of field: sample_params::vocabulary"]
+        [::core::mem::offset_of!(sample_params, vocabulary) - 56usize];
 };

@@ -251,7 +251,7 @@ fn family(product: &Product<'_>) -> Result<Family> {
             Matrix::Quantized { matrix, .. } => {
                 let first = bits.replace(matrix.config().format.bits()).is_none();
                 let aligned = (matrix.codes().device_bytes()? as usize).is_multiple_of(16);
-                first && matrix.shape()[1].is_multiple_of(RUN) && aligned
+                first && matrix.shape()[1].is_multiple_of(RUN) && aligned && quant::is_decoded_in_runs(matrix)
             }
         };
         let agrees = this.is_some() && layout.is_none_or(|l| Some(l) == this);

@@ -23,6 +23,7 @@ mod paging;
 mod quant;
 mod queue;
 mod rows;
+mod sample;
 mod staging;
 
 pub use device::{Device, driver_is_present};
@@ -30,7 +31,9 @@ pub use executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, Tma
 pub use host::{Counts, HostExecutor, ThreadOrder};
 
 use super::check::{self, ensure};
-use super::{Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape};
+use super::{
+    Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape, SampleRow,
+};
 use crate::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -568,6 +571,10 @@ impl Kernels for Cuda {
 
     fn step_report(&self, gradients: Option<&Tensor>, losses: &[Tensor]) -> Result<(f64, Vec<f32>)> {
         norm::step_report(self, gradients, losses)
+    }
+
+    fn sample(&self, logits: &mut Tensor, rows: &[SampleRow<'_>]) -> Result<Vec<Option<u32>>> {
+        sample::sample(self, logits, rows)
     }
 
     fn page_memory(&self, shape: &[usize], dtype: DType) -> Result<Option<Tensor>> {

@@ -6,7 +6,7 @@ use crate::backend::Kernels;
 use crate::backend::check::ensure;
 use crate::backend::quantized::{format_code, upload_nested};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
 use crate::quant::{Blocks, Codes, Geometry, QuantConfig, Quantized, READ_ONLY, Scales};
 use crate::tensor::Tensor;
@@ -39,18 +39,14 @@ fn layout(config: &QuantConfig, shape: [usize; 2], geometry: Geometry) -> quanti
         format: format_code(config.format.codes),
         block_rows_shift: shift(geometry.block_rows),
         block_cols_shift: if config.format.blocks == Blocks::Row { 63 } else { shift(geometry.block_cols) },
+        minimums: null(),
+        minimum_codes: null(),
+        minimum_factors: null(),
     }
 }
 
 /// The matrix as kernels see it, for reading; it lives no longer than `x`.
 pub(super) fn view(x: &Quantized) -> Result<quantized_matrix> {
-    let format = x.config().format;
-    if READ_ONLY.contains(format) {
-        return Err(Error::Unsupported(format!(
-            "{} has no CUDA kernel yet; quantize the GGUF file's weights again, for example by --quant nf4",
-            format.name
-        )));
-    }
     let mut view = layout(&x.config(), *x.shape(), x.geometry());
     view.codes = read::<u8>(x.codes())?.cast_mut();
     match x.scales() {
@@ -61,12 +57,26 @@ pub(super) fn view(x: &Quantized) -> Result<quantized_matrix> {
             view.nested_map = read(map)?;
             view.nested_offset = *offset;
         }
-        Scales::Products { .. } => {
-            return Err(Error::Unsupported("scales that are products have no CUDA kernel yet".into()));
+        Scales::Products { codes, factors, per_factor } => {
+            view.nested = read(codes)?;
+            view.nested_absmax = read(factors)?;
+            view.nested_shift = per_factor.trailing_zeros() as i32;
         }
+    }
+    match x.minimums() {
+        Some(Scales::Plain(minimums)) => view.minimums = read(minimums)?,
+        Some(Scales::Products { codes, factors, .. } | Scales::Nested { codes, absmax: factors, .. }) => {
+            (view.minimum_codes, view.minimum_factors) = (read(codes)?, read(factors)?);
+        }
+        None => {}
     }
     view.zeros = x.zeros().map_or(Ok(null()), read::<u8>)?.cast_mut();
     Ok(view)
+}
+
+/// Whether kernels decode the matrix many elements at a time; those of formats that only GGUF files have they don't.
+pub(super) fn is_decoded_in_runs(x: &Quantized) -> bool {
+    !READ_ONLY.contains(x.config().format)
 }
 
 pub(super) fn quantize(cuda: &Cuda, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {

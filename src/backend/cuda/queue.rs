@@ -20,6 +20,9 @@ const GRAPH_NODES: usize = 64;
 /// Below this many nodes launches themselves are as fast.
 const LEAST_NODES: usize = 8;
 
+/// Places that are told apart, so that a loop without a wait does not go on making graphs.
+const PLACES: usize = 256;
+
 /// Graphs that are kept at most.
 const MAX_GRAPHS: usize = 1024;
 
@@ -190,7 +193,7 @@ impl State {
             self.forget(executor);
         }
         let mut hasher = DefaultHasher::new();
-        (self.sequence, nodes.len()).hash(&mut hasher);
+        (self.sequence % PLACES, nodes.len()).hash(&mut hasher);
         nodes.iter().for_each(|node| node.kernel().hash(&mut hasher));
         match self.seen.entry(hasher.finish()) {
             Entry::Vacant(entry) => {
