@@ -5,8 +5,8 @@ use lowrank::Result;
 use lowrank::arena::MemorySource;
 use lowrank::backend::Backend;
 use lowrank::backend::cuda::{
-    Cuda, Device, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder, TmaMatrix,
-    driver_is_present,
+    Cuda, Device, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder,
+    TmaMatrix, driver_is_present,
 };
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};

@@ -4,8 +4,7 @@ use super::host_kernels::project_library;
 use lowrank::Result;
 use lowrank::arena::MemorySource;
 use lowrank::backend::cuda::{
-    Counts, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder,
-    TmaMatrix,
+    Counts, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder, TmaMatrix,
 };
 use std::ptr::NonNull;
 

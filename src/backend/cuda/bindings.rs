@@ -3,9 +3,9 @@
 pub const SUM_BLOCK: u32 = 4096;
 pub const GEMM_MAX_TERMS: u32 = 4;
 pub const GEMM_MAX_PROBLEMS: u32 = 4;
-pub const SAMPLE_NONE: u32 = 4294967295;
 pub const GEMM_HOPPER_MAX_STAGES: u32 = 8;
 pub const ATTENTION_HOPPER_STAGES: u32 = 2;
+pub const SAMPLE_NONE: u32 = 4294967295;
 #[repr(C)]
 #[repr(align(128))]
 #[derive(Debug, Copy, Clone)]
@@ -845,15 +845,15 @@ pub struct gemm_hopper_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_hopper_params"][::core::mem::size_of::<gemm_hopper_params>() - 8064usize];
+    ["Size of gemm_hopper_params"][::core::mem::size_of::<gemm_hopper_params>() - 8448usize];
     ["Alignment of gemm_hopper_params"][::core::mem::align_of::<gemm_hopper_params>() - 128usize];
     ["Offset of field: gemm_hopper_params::gemm"][::core::mem::offset_of!(gemm_hopper_params, gemm) - 0usize];
     ["Offset of field: gemm_hopper_params::tiles"]
-        [::core::mem::offset_of!(gemm_hopper_params, tiles) - 3920usize];
+        [::core::mem::offset_of!(gemm_hopper_params, tiles) - 4304usize];
     ["Offset of field: gemm_hopper_params::stages"]
-        [::core::mem::offset_of!(gemm_hopper_params, stages) - 3924usize];
+        [::core::mem::offset_of!(gemm_hopper_params, stages) - 4308usize];
     ["Offset of field: gemm_hopper_params::tensor_maps"]
-        [::core::mem::offset_of!(gemm_hopper_params, tensor_maps) - 3968usize];
+        [::core::mem::offset_of!(gemm_hopper_params, tensor_maps) - 4352usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -81,6 +81,7 @@ enum Work {
     Launch {
         kernel: CString,
         grid: [u32; 3],
+        cluster: u32,
         threads: u32,
         shared_bytes: u32,
         params: Vec<u8>,

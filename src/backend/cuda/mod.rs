@@ -61,7 +61,7 @@ pub struct Cuda {
     maps: Mutex<Option<Tensor>>, // f32, the dynamic maps of moments in eight bits, when they have been needed
     sequences: Mutex<Option<(Vec<u32>, Tensor)>>, // of the last batch, as attention's kernels take them
     hopper: Arc<gemm_hopper::Checked>,
-    plans: bool,                 // only counts
+    plans: bool, // only counts
 }
 
 impl Cuda {

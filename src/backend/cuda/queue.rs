@@ -61,8 +61,19 @@ unsafe impl Send for Freed {}
 /// A [`Node`] with its own arguments.
 #[derive(Debug, PartialEq, Eq)]
 enum Owned {
-    Launch { kernel: Box<str>, grid: [u32; 3], cluster: u32, threads: u32, shared_bytes: u32, params: Box<[u8]> },
-    Copy { to: *mut u8, from: *const u8, bytes: usize },
+    Launch {
+        kernel: Box<str>,
+        grid: [u32; 3],
+        cluster: u32,
+        threads: u32,
+        shared_bytes: u32,
+        params: Box<[u8]>,
+    },
+    Copy {
+        to: *mut u8,
+        from: *const u8,
+        bytes: usize,
+    },
 }
 
 // SAFETY: addresses of a device's memory, which the host does not follow.
