@@ -97,7 +97,7 @@ fn variants() -> Vec<Operands> {
 
 #[test]
 fn rows_of_a_cache_have_the_bits_of_the_full_forward() {
-    let backend = cuda::host(ThreadOrder::Forward);
+    let backend = cuda::one(ThreadOrder::Forward);
     for operands in variants() {
         for dtype in [DType::F32, DType::BF16] {
             let full = operands.run(&backend, dtype, &cut(operands.rows, operands.rows));
@@ -178,7 +178,7 @@ fn many_queries_choose_hoppers_kernel() {
 
 #[test]
 fn rows_have_the_same_bits_wherever_their_sequence_lies() {
-    let backend = cuda::host(ThreadOrder::Random(3));
+    let backend = cuda::one(ThreadOrder::Random(3));
     let operands = Operands::new([4, 2, 64], 130, Some(90), None);
     let sequence = |start, len| Sequence { q_start: start, q_len: len, k_start: start, k_len: len };
     for dtype in [DType::F32, DType::BF16] {
@@ -267,7 +267,7 @@ fn what_is_not_finite_stays_with_the_rows_that_see_it() {
 
 #[test]
 fn bad_shapes_are_refused() {
-    let backend = cuda::host(ThreadOrder::Forward);
+    let backend = cuda::one(ThreadOrder::Forward);
     let operands = Operands::new([2, 1, 8], 4, None, None);
     let x = backend.from_slice(&operands.q, &[4, 16]).unwrap();
     let k = backend.from_slice(&operands.k, &[4, 8]).unwrap();

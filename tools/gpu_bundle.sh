@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 output=$1
 mkdir -p "$output/bin" "$output/tests"
 
-tests=(parity_cuda cuda_gemm cuda_model)
+tests=(parity_cuda cuda_gemm cuda_attention cuda_model)
 # cargo's messages name each executable.
 executables() {
   cargo "$@" --locked --message-format=json-render-diagnostics |
@@ -39,5 +39,6 @@ cp "$pack" "$output/kernels.pack"
 cp -r tests/golden "$output/tests/golden"
 cp tools/gpu_run.sh "$output/run.sh"
 cp tools/gpu_7b_config.json "$output/config.json"
+cp examples/finetune/demo/model/tokenizer.json examples/finetune/demo/model/tokenizer_config.json "$output/"
 chmod +x "$output/run.sh"
 du -sh "$output"

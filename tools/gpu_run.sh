@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests and measures the CUDA backend of a bundle (tools/gpu_bundle.sh) on this machine's GPU; prints one table.
 #
-#   run.sh [FOLDER_FOR_RESULTS]
+#   [LOWRANK_RUN_65B=1] run.sh [FOLDER_FOR_RESULTS]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 results=${1:-$here/results}
@@ -22,7 +22,7 @@ step() {
 }
 
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-for test in parity_cuda cuda_gemm cuda_model; do
+for test in parity_cuda cuda_gemm cuda_attention cuda_model; do
   step "$test" "$here/bin/$test" --test-threads=1
 done
 if command -v compute-sanitizer >/dev/null; then
@@ -33,11 +33,26 @@ else
   rows+=("| compute-sanitizer | not on this machine | |")
 fi
 step bench "$here/bin/cuda" --bench
-mkdir -p "$results/7b"
-cp "$here/config.json" "$results/7b/config.json"
-printf '{"text": "%s"}\n' "$(head -c 4096 /dev/zero | tr '\0' 'a')" >"$results/7b/data.jsonl"
-step estimate_7b "$here/bin/finetune" estimate --model "$results/7b" --load-format dummy --device cuda --dtype bf16 \
-  --quant nf4 --max-length 512 --gradient-checkpointing
+
+# NAME LAYERS HIDDEN INTERMEDIATE HEADS of a Llama with random weights: its plan, then steps of 512 tokens. Flags follow.
+dummy() {
+  local name=$1 folder=$results/$1 run
+  mkdir -p "$folder"
+  cp "$here"/tokenizer*.json "$folder/"
+  sed -e "s/\(\"num_hidden_layers\": \)[0-9]*/\1$2/" -e "s/\(\"hidden_size\": \)[0-9]*/\1$3/" \
+    -e "s/\(\"intermediate_size\": \)[0-9]*/\1$4/" -e "s/\(\"num_[a-z_]*heads\": \)[0-9]*/\1$5/" \
+    "$here/config.json" >"$folder/config.json"
+  for row in $(seq 16); do printf '{"text": "%s"}\n' "$(head -c 4096 /dev/zero | tr '\0' 'a')"; done >"$folder/data.jsonl"
+  run=(--model "$folder" --load-format dummy --device cuda --dtype bf16 --quant nf4 --max-length 512 --gradient-checkpointing
+    --target-modules all-linear --r 16 --per-device-train-batch-size 1 "${@:6}")
+  step "estimate_$name" "$here/bin/finetune" estimate "${run[@]}"
+  step "train_$name" "$here/bin/finetune" train "${run[@]}" --data "$folder/data.jsonl" --output "$folder/out" --max-steps 12 \
+    --logging-steps 1 --save-strategy no
+  grep 'tokens/s' "$results/train_$name.txt"
+}
+dummy 7b 32 4096 11008 32
+# Making 65 billion random weights takes long, so only if asked for.
+[ -z "${LOWRANK_RUN_65B:-}" ] || dummy 65b 80 8192 22016 64 --memory-limit 40GB
 printf '\n| step | result | time |\n|---|---|---|\n'
 printf '%s\n' "${rows[@]}"
 cat "$results/bench.txt" 2>/dev/null

@@ -23,6 +23,11 @@ pub fn device_only() -> bool {
     std::env::var_os("LOWRANK_CUDA_TESTS").is_some_and(|which| which == "device")
 }
 
+/// The GPU where it alone is to be tested, else the kernels on the host in this order.
+pub fn one(order: ThreadOrder) -> Backend {
+    if device_only() { Cuda::new(0).unwrap() } else { host(order) }
+}
+
 /// Every executor that there is here.
 pub fn all() -> Vec<Backend> {
     if device_only() {
