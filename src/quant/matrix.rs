@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub enum Scales {
     /// As they are: f32 `[blocks]`.
     Plain(Tensor),
-    /// Quantized themselves; see [`double_quant`].
+    /// Quantized themselves; see [`double_quant`](super::double_quant).
     Nested {
         /// u8 `[blocks]`.
         codes: Tensor,
