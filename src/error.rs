@@ -3,6 +3,7 @@
 //! Messages are lowercase, name the file, key, tensor or flag at fault, and say what was expected, what was
 //! found and what to do.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong. Every variant prints as one line.
@@ -101,9 +102,20 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An [`Error::Io`] for `path`.
+    /// An [`Error::Io`] for `path`; where its folder is what is wrong, an error that names that.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Error::Io { path: path.as_ref().to_path_buf(), source }
+        let path = path.as_ref();
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        match (source.kind(), folder) {
+            (ErrorKind::NotADirectory, Some(folder)) => {
+                let file = folder.ancestors().find(|path| path.is_file()).unwrap_or(folder);
+                Error::format(file, "expected a folder, found a file")
+            }
+            (ErrorKind::NotFound, Some(folder)) if !folder.exists() => {
+                Error::format(path, format!("not found, as there is no folder {}", folder.display()))
+            }
+            _ => Error::Io { path: path.to_path_buf(), source },
+        }
     }
 
     /// An [`Error::Format`] for `path`.

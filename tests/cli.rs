@@ -453,7 +453,16 @@ fn bad_input_is_one_clear_line() {
     };
     let (model, output) = (demo("model"), folder.path().join("out").display().to_string());
     let with_data = |file: &str| fail(&["train", "--model", &model, "--data", file, "--output", &output]);
-    expect(&with_data("/nowhere/data.jsonl"), &["/nowhere/data.jsonl"]);
+    expect(&with_data("/nowhere/data.jsonl"), &["/nowhere/data.jsonl", "no folder /nowhere"]);
+    let file = data("model.txt", b"");
+    for command in [
+        &["train", "--model", &file, "--data", "x", "--output", &output][..],
+        &["generate", "--model", &file, "--prompt", "a"],
+        &["estimate", "--model", &file],
+        &["merge", "--model", &model, "--adapter", &file, "--output", &output],
+    ] {
+        expect(&fail(command), &[&file, "expected a folder, found a file"]);
+    }
     expect(
         &with_data(&data("keys.jsonl", b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n")),
         &["keys.jsonl", "row 2"],

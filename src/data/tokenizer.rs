@@ -50,7 +50,7 @@ impl Tokenizer {
         }
         let path = model_dir.join("tokenizer.json");
         let bytes = fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::format(
+            std::io::ErrorKind::NotFound if model_dir.is_dir() => Error::format(
                 &path,
                 "not found; expected a Hugging Face folder with a fast tokenizer \
                  (transformers writes it: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))",
