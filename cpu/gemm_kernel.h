@@ -166,6 +166,13 @@ INLINE void pack_columns(uint32_t *dst, size_t width, const void *src, size_t ld
 #define KC 256
 
 #if defined(LOWRANK_AVX512BF16)
+// The first eight lanes, or the last, each twice side by side: the layout in which pairs are decoded.
+INLINE vi each_twice(vi x, const int last) {
+    const vi first = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return _mm512_permutexvar_epi32(last ? _mm512_add_epi32(first, vi_set1(8)) : first, x);
+}
+INLINE vf floats_twice(vf x, const int last) { return vi_as_vf(each_twice(vf_as_vi(x), last)); }
+
 INLINE int all_normal(vf x) {
     vf magnitude = vf_abs(x);
     return vf_lt(magnitude, vf_set1(NORMAL_SCALE)) == _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_EQ_OQ);
@@ -186,8 +193,6 @@ INLINE int scales16(const struct quantized *q, size_t row, size_t col, float sca
 // while they are small, eight of a row in a lane. Blocks begin at multiples of eight columns in every row.
 // Returns 0 if it can't be done so.
 INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k) {
-    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
     const vf table = vf_load(q->levels);
     vf scale[2], zero[2];
     for (size_t c = 0; c < k; c += 8 * LANES) {
@@ -203,13 +208,11 @@ INLINE int pack_16_rows_4bit(uint32_t *dst, const struct quantized *q, size_t ro
             if (first == 0 || (col + first) % q->block_cols == 0) {
                 float s[LANES], z[LANES];
                 if (!scales16(q, row, col + first, s, z)) return 0;
-                scale[0] = _mm512_permutexvar_ps(low_half, vf_load(s));
-                scale[1] = _mm512_permutexvar_ps(high_half, vf_load(s));
-                zero[0] = _mm512_permutexvar_ps(low_half, vf_load(z));
-                zero[1] = _mm512_permutexvar_ps(high_half, vf_load(z));
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++) scale[h] = floats_twice(vf_load(s), h), zero[h] = floats_twice(vf_load(z), h);
             }
             // Even lanes get the later element of a pair: the low half of a unit.
-            vi code[2] = {_mm512_permutexvar_epi32(low_half, r[j]), _mm512_permutexvar_epi32(high_half, r[j])};
+            vi code[2] = {each_twice(r[j], 0), each_twice(r[j], 1)};
 #pragma GCC unroll 4
             for (int p = 0; p < 4; p++) {
                 vi shift = _mm512_set1_epi64((long long)(8 * p + 4) << 32 | 8 * p);

@@ -57,12 +57,9 @@ INLINE vf scales_of_row(const struct quantized *q, size_t block, size_t count) {
 }
 
 INLINE void store_twice(float to[GEMV_BLOCKS][2][LANES], vi r[LANES], size_t count) {
-    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
     transpose16(r);
     for (size_t b = 0; b < count; b++) {
-        vf_store(to[b][0], vi_as_vf(_mm512_permutexvar_epi32(low_half, r[b])));
-        vf_store(to[b][1], vi_as_vf(_mm512_permutexvar_epi32(high_half, r[b])));
+        for (int h = 0; h < 2; h++) vf_store(to[b][h], vi_as_vf(each_twice(r[b], h)));
     }
 }
 
@@ -134,9 +131,7 @@ INLINE void load_codes(vi r[LANES], const struct quantized *q, size_t row, size_
 // Four pairs of k: eight elements of each of sixteen rows.
 INLINE void add_eight(vf *acc, const int m, vi codes, const uint32_t *a, const struct gemv_constants *constants,
                       size_t block, vf table, const int zeros) {
-    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
-    vi code[2] = {_mm512_permutexvar_epi32(low_half, codes), _mm512_permutexvar_epi32(high_half, codes)};
+    vi code[2] = {each_twice(codes, 0), each_twice(codes, 1)};
 #pragma GCC unroll 4
     for (int p = 0; p < 4; p++) {
         vi shift = _mm512_set1_epi64((long long)(8 * p + 4) << 32 | 8 * p);
@@ -243,19 +238,16 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
 
 // Scales of sixteen rows at a column, each row's twice side by side; whether they are safe in hardware.
 INLINE int scales_twice(vf scale[2], const struct quantized *q, size_t row, size_t col) {
-    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     float s[LANES];
     for (size_t i = 0, run; i < LANES; i++) s[i] = scale_of(q, block_of(q, row + i, col, &run));
-    scale[0] = _mm512_permutexvar_ps(low_half, vf_load(s));
-    scale[1] = _mm512_permutexvar_ps(_mm512_add_epi32(low_half, _mm512_set1_epi32(8)), vf_load(s));
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) scale[h] = floats_twice(vf_load(s), h);
     return all_normal(vf_load(s));
 }
 
 // The same for a matrix in codes of eight bits, of which 64 of each row are taken at a time, four in a lane.
 INLINE size_t gemv_8bit(const int m, const int32_t format, const struct quantized *q, size_t row, const uint32_t *a,
                         size_t k, float *c, size_t ldc, int first) {
-    const __m512i low_half = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
     struct ahead ahead = ahead_of(q->codes, row, q->cols, k);
     size_t col = 0, next = 0;
     vi codes[GROUPS][LANES];
@@ -284,7 +276,7 @@ INLINE size_t gemv_8bit(const int m, const int32_t format, const struct quantize
 #pragma GCC unroll 2
         for (int g = 0; g < GROUPS; g++) {
             vi four = codes[g][col % 64 / 4];
-            vi code[2] = {_mm512_permutexvar_epi32(low_half, four), _mm512_permutexvar_epi32(high_half, four)};
+            vi code[2] = {each_twice(four, 0), each_twice(four, 1)};
 #pragma GCC unroll 2
             for (int p = 0; p < 2; p++) {
                 // Even lanes get the later element of a pair: the low half of a unit.

@@ -250,13 +250,7 @@ template <class T> __device__ __forceinline__ float exponential(float x) {
 
 // tanh within a few units in the last place: tanh_f32 without its division, whose code is long.
 __device__ __forceinline__ float tanh_approx(float x) {
-    float a = fabsf(x), z = x * x;
-    float p = -5.70498872745e-3f;
-    p = fmaf(p, z, 2.06390887954e-2f);
-    p = fmaf(p, z, -5.37397155531e-2f);
-    p = fmaf(p, z, 1.33314422036e-1f);
-    p = fmaf(p, z, -3.33332819422e-1f);
-    float near = fmaf(p * z, x, x);
+    float a = fabsf(x), near = tanh_near(x);
     float far = fmaf(reciprocal_approx(exp2_approx(a * 2.88539008177792681f) + 1.0f), -2.0f, 1.0f);
     return a < 0.625f ? near : copy_sign(far, x);
 }

@@ -67,14 +67,19 @@ __device__ __forceinline__ float copy_sign(float magnitude, float sign) {
     return __uint_as_float(__float_as_uint(magnitude) | (__float_as_uint(sign) & 0x80000000u));
 }
 
-__device__ __forceinline__ float tanh_f32(float x) {
-    float a = fabsf(x), z = x * x;
+// Below 0.625.
+__device__ __forceinline__ float tanh_near(float x) {
+    float z = x * x;
     float p = -5.70498872745e-3f;
     p = fmaf(p, z, 2.06390887954e-2f);
     p = fmaf(p, z, -5.37397155531e-2f);
     p = fmaf(p, z, 1.33314422036e-1f);
     p = fmaf(p, z, -3.33332819422e-1f);
-    float near = fmaf(p * z, x, x);
+    return fmaf(p * z, x, x);
+}
+
+__device__ __forceinline__ float tanh_f32(float x) {
+    float a = fabsf(x), near = tanh_near(x);
     float far = 1.0f - 2.0f / (exp_f32(a + a) + 1.0f);
     float y = a < 0.625f ? near : copy_sign(far, x);
     return x != x ? x : y;

@@ -3,34 +3,17 @@
 
 mod common;
 
-use common::gemm::{Values, read_only};
+use common::gemm::{Values, configs, read_only};
 use half::bf16;
 use lowrank::backend::cpu::{Cpu, Isa};
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
-use lowrank::quant::{Blocks, FORMATS, Layout, QuantConfig, Quantized, READ_ONLY, Scales};
+use lowrank::quant::{Layout, QuantConfig, Quantized, READ_ONLY, Scales};
 use lowrank::{DType, Tensor};
 
 fn backends() -> Vec<Backend> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     available.map(|isa| Cpu::with_isa(isa, Some(2)).unwrap()).collect()
-}
-
-/// Every format with its block sizes and ways of keeping scales.
-fn configs() -> Vec<QuantConfig> {
-    let mut all = Vec::new();
-    for format in &FORMATS {
-        let plain = QuantConfig { double_quant: false, ..QuantConfig::new(format) };
-        all.push(plain);
-        if format.blocks == Blocks::Flat {
-            all.push(QuantConfig { blocksize: 32, ..plain });
-            all.push(QuantConfig { blocksize: 128, ..plain });
-        }
-        if format.double_quant {
-            all.push(QuantConfig { double_quant: true, ..plain });
-        }
-    }
-    all
 }
 
 fn random(backend: &Backend, shape: [usize; 2], dtype: DType, values: &mut Values) -> Tensor {

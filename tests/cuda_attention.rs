@@ -169,10 +169,10 @@ fn many_queries_choose_hoppers_kernel() {
         let backend = lowrank::backend::cuda::Cuda::on(recorder.clone()).unwrap();
         let operands = Operands::new([1, 1, head_dim], 100, None, None);
         operands.run(&backend, DType::BF16, &cut(100, 100));
-        let kernels = recorder.kernels.lock().unwrap().clone();
+        let kernels = recorder.take().0;
         let name = format!("attention_hopper_{head_dim}");
         assert!(kernels.iter().filter(|kernel| **kernel == name).count() > 2, "{kernels:?}");
-        assert!(recorder.errors.lock().unwrap().is_empty());
+        assert!(recorder.errors().is_empty());
     }
 }
 

@@ -9,12 +9,12 @@ mod common;
 
 use common::compare::{different_bits, within_twice_naive};
 use common::cuda::{self, Recorder};
-use common::gemm::Values;
+use common::gemm::{Values, configs};
 use lowrank::backend::cpu::Cpu;
 use lowrank::backend::cuda::Cuda;
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
-use lowrank::quant::{Blocks, FORMATS, Format, QuantConfig, Quantized, Scales};
+use lowrank::quant::{Format, QuantConfig, Quantized, Scales};
 use lowrank::{DType, Tensor};
 use std::collections::BTreeSet;
 
@@ -118,23 +118,6 @@ fn rows_have_bits_of_their_own() {
             same(&rounded, &expected, "bf16 results");
         }
     }
-}
-
-/// Every format with its block sizes and ways of keeping scales.
-fn configs() -> Vec<QuantConfig> {
-    let mut all = Vec::new();
-    for format in &FORMATS {
-        let plain = QuantConfig { double_quant: false, ..QuantConfig::new(format) };
-        all.push(plain);
-        if format.blocks == Blocks::Flat {
-            all.push(QuantConfig { blocksize: 32, ..plain });
-            all.push(QuantConfig { blocksize: 128, ..plain });
-        }
-        if format.double_quant {
-            all.push(QuantConfig { double_quant: true, ..plain });
-        }
-    }
-    all
 }
 
 fn placed(backend: &Backend, x: &Quantized) -> Quantized {

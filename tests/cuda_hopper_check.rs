@@ -1,4 +1,4 @@
-//! The check of Hopper's matrix products before they serve: planted faults are found, the portable kernels take over, and
+//! The check of Hopper's matrix products and attention before they serve: planted faults are found, the portable kernels take over, and
 //! results stay right.
 #![cfg(feature = "cuda")]
 
@@ -9,7 +9,7 @@ use common::cuda::{ORDERS, Recorder};
 use common::gemm::Values;
 use common::host_kernels::{project_kernels, root};
 use lowrank::backend::cuda::{Cuda, HostExecutor, ThreadOrder};
-use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix};
+use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, Matrix, Sequence};
 use lowrank::quant::{Format, QuantConfig};
 use lowrank::{DType, Tensor};
 use std::process::Command;
@@ -17,11 +17,16 @@ use std::sync::Arc;
 
 /// Executors over the project's kernels with a piece of `gemm_hopper.cu` exchanged.
 fn mutant(piece: &str, other: &str, order: ThreadOrder) -> Arc<Recorder> {
+    mutant_of("gemm_hopper.cu", piece, other, order)
+}
+
+/// The same of any of the kernels' files.
+fn mutant_of(file: &str, piece: &str, other: &str, order: ThreadOrder) -> Arc<Recorder> {
     let mut kernels = project_kernels();
     if !piece.is_empty() {
-        let text = std::fs::read_to_string(root().join("cuda/gemm_hopper.cu")).unwrap();
+        let text = std::fs::read_to_string(root().join("cuda").join(file)).unwrap();
         assert_eq!(text.matches(piece).count(), 1, "{piece:?}");
-        kernels.replacements.push(("gemm_hopper.cu".into(), text.replace(piece, other)));
+        kernels.replacements.push((file.into(), text.replace(piece, other)));
     }
     let library = kernels.build().unwrap_or_else(|message| panic!("{message}"));
     Recorder::new(Arc::new(HostExecutor::open(&library, order).unwrap()), 90)
@@ -70,7 +75,7 @@ fn shown(piece: &str, other: &str, kind: Kind, order: ThreadOrder) -> (bool, Vec
         kernels.iter().find(|kernel| kernel.contains("hopper")).expect("sizes are for Hopper's kernels");
     let portable = kind.product(&Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap());
     assert_eq!(different_bits(&found, &portable), 0, "{piece:?} {kind:?}");
-    (last == *first, recorder.errors.lock().unwrap().clone())
+    (last == *first, recorder.errors())
 }
 
 #[test]
@@ -170,4 +175,44 @@ fn what_the_program_says() {
     assert!(said.contains("hopper ran: true"), "{said}");
     let said = child("faultless", "1");
     assert!(said.contains("hopper ran: false") && !said.contains("warning"), "{said}");
+}
+
+/// Attention of 140 queries.
+fn attention(backend: &Backend) -> Vec<f32> {
+    let [q, k, v] = [random(backend, [140, 128]), random(backend, [140, 64]), random(backend, [140, 64])];
+    let shape = AttentionShape {
+        n_heads: 2,
+        n_kv_heads: 1,
+        head_dim: 64,
+        scale: 0.125,
+        window: None,
+        softcap: None,
+        sequences: &[Sequence { q_start: 0, q_len: 140, k_start: 0, k_len: 140 }],
+    };
+    let mut out = backend.zeros(&[140, 128], DType::BF16).unwrap();
+    let mut lse = backend.zeros(&[140, 2], DType::F32).unwrap();
+    backend.attention(&mut out, &mut lse, &q, &k, &v, &shape).unwrap();
+    backend.to_f32(&out).unwrap()
+}
+
+#[test]
+fn planted_faults_of_attention_make_the_portable_kernel_serve() {
+    let expected = attention(&Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap());
+    for (piece, other, serves) in [
+        ("", "", true),
+        ("step / 4 * PIECE + step % 4 * 32", "step / 4 * PIECE + step % 4 * 16", false),
+        ("step * 16 * LINE", "step * 8 * LINE", false),
+        ("mbarrier_wait(&rings.v_full[slot], parity);", "", false),
+        ("mbarrier_wait(&empty[slot], count / STAGES % 2 ^ 1);", "(void)empty;", false),
+        ("count / STAGES % 2 ^ 1", "count / STAGES % 2", false),
+    ] {
+        let recorder = mutant_of("attention_hopper.cu", piece, other, ThreadOrder::Forward);
+        let found = attention(&Cuda::on(recorder.clone()).unwrap());
+        assert_eq!(different_bits(&found, &expected), 0, "{piece:?}");
+        let mut kernels = recorder.take().0;
+        kernels.retain(|kernel| kernel.starts_with("attention"));
+        assert!(kernels.iter().any(|kernel| kernel.contains("hopper")), "{piece:?}: it was not asked");
+        let last = kernels.last().unwrap();
+        assert_eq!(last.contains("hopper"), serves, "{piece:?}: {kernels:?}");
+    }
 }

@@ -11,7 +11,7 @@ use common::watched::{Fault, Watched};
 use lowrank::adapter::{LoraConfig, Method};
 use lowrank::autograd::Dropout;
 use lowrank::backend::Backend;
-use lowrank::backend::cuda::{Counts, Cuda, Stream, ThreadOrder};
+use lowrank::backend::cuda::{Counts, Cuda, HostExecutor, Stream, ThreadOrder};
 use lowrank::model::{LoadOptions, Model};
 use lowrank::optim::{Optim, Optimizer, OptimizerArguments, clip_scale};
 use lowrank::param::{ParamLayout, ParamStore};
@@ -93,7 +93,7 @@ fn waits_that_are_missing_are_seen() {
     let expected = train_paged(&host(ORDERS[0]), "lion_32bit", None);
     for fault in [Fault::Wait(Stream::Compute), Fault::Wait(Stream::In), Fault::Wait(Stream::Out)] {
         let differs = |order: &ThreadOrder| {
-            let backend = Cuda::on(Arc::new(Watched::new(*order, fault))).unwrap();
+            let backend = Cuda::on(Arc::new(Watched::on_host(*order, fault))).unwrap();
             train_paged(&backend, "paged_lion_32bit", Some(0)) != expected
         };
         assert!(ORDERS.iter().any(differs), "{fault:?} changes nothing");
@@ -102,7 +102,11 @@ fn waits_that_are_missing_are_seen() {
 
 /// Steps of a tiny model's training with lengths of sequences that change: what the losses are, and what the executor was
 /// asked for in each.
-fn train(watched: &Arc<Watched>, with_graphs: bool, steps: usize) -> Result<(Vec<u32>, Vec<Counts>)> {
+fn train(
+    watched: &Arc<Watched<HostExecutor>>,
+    with_graphs: bool,
+    steps: usize,
+) -> Result<(Vec<u32>, Vec<Counts>)> {
     let backend = Cuda::on_with(watched.clone(), with_graphs)?;
     let options = LoadOptions { dtype: DType::BF16, quant: None };
     let mut model = Model::load(&path("llama"), &backend, options)?;
@@ -138,7 +142,7 @@ fn train(watched: &Arc<Watched>, with_graphs: bool, steps: usize) -> Result<(Vec
 
 #[test]
 fn a_step_waits_once() {
-    let (_, counts) = train(&Arc::new(Watched::new(ORDERS[0], Fault::None)), true, 6).unwrap();
+    let (_, counts) = train(&Arc::new(Watched::on_host(ORDERS[0], Fault::None)), true, 6).unwrap();
     for counts in &counts[4..] {
         assert_eq!(counts.waits, 1, "{counts:?}");
         // Ids, positions, sequences and targets of two micro-batches; their losses, squares and faults.
@@ -149,10 +153,10 @@ fn a_step_waits_once() {
 
 #[test]
 fn graphs_have_the_bits_of_launches() {
-    let launches = train(&Arc::new(Watched::new(ORDERS[0], Fault::None)), false, 6).unwrap();
+    let launches = train(&Arc::new(Watched::on_host(ORDERS[0], Fault::None)), false, 6).unwrap();
     assert!(launches.1.iter().all(|counts| counts.graphs == 0));
     for order in ORDERS {
-        let graphs = train(&Arc::new(Watched::new(order, Fault::None)), true, 6).unwrap();
+        let graphs = train(&Arc::new(Watched::on_host(order, Fault::None)), true, 6).unwrap();
         assert!(graphs.0 == launches.0, "{order:?}: graphs change bits");
         let [first, .., last] = &graphs.1[..] else { panic!("there are steps") };
         assert!(
@@ -161,7 +165,7 @@ fn graphs_have_the_bits_of_launches() {
         );
     }
     // Old arguments point to memory that is gone, or lead to other losses.
-    let stale = train(&Arc::new(Watched::new(ORDERS[0], Fault::Update)), true, 6);
+    let stale = train(&Arc::new(Watched::on_host(ORDERS[0], Fault::Update)), true, 6);
     assert!(stale.is_err() || stale.unwrap().0 != launches.0, "graphs with old arguments go unnoticed");
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::golden::{Golden, path, worst};
+use common::golden::{Golden, assert_greedy, path, worst};
 use lowrank::DType;
 use lowrank::adapter::load_adapter;
 use lowrank::backend::cpu::Cpu;
@@ -53,16 +53,9 @@ fn adapters_give_its_numbers() {
 
 #[test]
 fn greedy_tokens() {
-    for_each(|_, what, mut model, golden| {
+    for_each(|_, what, mut model, _| {
         load_adapter(&mut model, &path(what)).unwrap();
-        let mut cache = model.kv_cache(64).unwrap();
-        let mut logits = model.extend(&golden.ids("greedy.prompt"), &mut cache).unwrap();
-        for (i, want) in golden.ids("greedy.tokens").iter().enumerate() {
-            let row = model.backend.to_vec::<f32>(&logits).unwrap();
-            let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-            assert_eq!(best as u32, *want, "{what}: token {i}");
-            logits = model.extend(&[*want], &mut cache).unwrap();
-        }
+        assert_greedy(&model, what);
     });
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::golden::{FAMILIES, Golden, path, variants, worst};
+use common::golden::{FAMILIES, Golden, assert_greedy, path, variants, worst};
 use lowrank::DType;
 use lowrank::adapter::load_adapter;
 use lowrank::backend::cpu::Cpu;
@@ -59,19 +59,6 @@ fn greedy_tokens_with_an_adapter() {
             load_adapter(&mut model, &path(&what)).unwrap();
             assert_greedy(&model, &what);
         }
-    }
-}
-
-/// Fails unless the likeliest tokens are those of the folder's golden file.
-fn assert_greedy(model: &Model, what: &str) {
-    let golden = Golden::open(&format!("{what}/golden.safetensors"));
-    let mut cache = model.kv_cache(64).unwrap();
-    let mut logits = model.extend(&golden.ids("greedy.prompt"), &mut cache).unwrap();
-    for (i, want) in golden.ids("greedy.tokens").iter().enumerate() {
-        let row = model.backend.to_vec::<f32>(&logits).unwrap();
-        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-        assert_eq!(best as u32, *want, "{what}: token {i}");
-        logits = model.extend(&[*want], &mut cache).unwrap();
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::golden::{FAMILIES, Golden, path, worst};
+use common::golden::{FAMILIES, Golden, assert_greedy, path, worst};
 use lowrank::DType;
 use lowrank::adapter::{Full, Method};
 use lowrank::backend::cpu::Cpu;
@@ -30,17 +30,7 @@ fn greedy_continuation_with_the_cache() {
     let backend = Cpu::new(None).unwrap();
     for family in FAMILIES {
         let model = Model::load(&path(family), &backend, DType::F32).unwrap();
-        let golden = Golden::open(&format!("{family}/golden.safetensors"));
-        let prompt = golden.ids("greedy.prompt");
-        let expected = golden.ids("greedy.tokens");
-        let mut cache = model.kv_cache(prompt.len() + expected.len()).unwrap();
-        let mut logits = model.extend(&prompt, &mut cache).unwrap();
-        for (i, want) in expected.iter().enumerate() {
-            let row = backend.to_vec::<f32>(&logits).unwrap();
-            let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-            assert_eq!(best as u32, *want, "{family}: token {i}");
-            logits = model.extend(&[*want], &mut cache).unwrap();
-        }
+        assert_greedy(&model, family);
     }
 }
 

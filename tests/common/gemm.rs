@@ -1,7 +1,7 @@
 //! Matrix products by the numerics law, element by element: what every backend must give bit for bit.
 
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
-use lowrank::quant::{Format, QuantConfig, Quantized, Scales};
+use lowrank::quant::{Blocks, FORMATS, Format, QuantConfig, Quantized, Scales};
 use lowrank::{DType, Tensor};
 use std::ops::Range;
 
@@ -241,6 +241,23 @@ pub fn assert_same_bits(found: &[f32], expected: &[f32], what: &dyn std::fmt::De
             e.to_bits()
         );
     }
+}
+
+/// Every format with its block sizes and ways of keeping scales.
+pub fn configs() -> Vec<QuantConfig> {
+    let mut all = Vec::new();
+    for format in &FORMATS {
+        let plain = QuantConfig { double_quant: false, ..QuantConfig::new(format) };
+        all.push(plain);
+        if format.blocks == Blocks::Flat {
+            all.push(QuantConfig { blocksize: 32, ..plain });
+            all.push(QuantConfig { blocksize: 128, ..plain });
+        }
+        if format.double_quant {
+            all.push(QuantConfig { double_quant: true, ..plain });
+        }
+    }
+    all
 }
 
 /// A random matrix in a format that is only read.

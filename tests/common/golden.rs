@@ -1,6 +1,6 @@
 //! Files under tests/golden, made by tools/make_golden.py from transformers and PEFT.
 
-use lowrank::model::Batch;
+use lowrank::model::{Batch, Model};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -102,4 +102,18 @@ impl Golden {
 pub fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Fails unless the likeliest tokens, with the cache, are those of the folder's golden file.
+pub fn assert_greedy(model: &Model, what: &str) {
+    let golden = Golden::open(&format!("{what}/golden.safetensors"));
+    let (prompt, expected) = (golden.ids("greedy.prompt"), golden.ids("greedy.tokens"));
+    let mut cache = model.kv_cache(prompt.len() + expected.len()).unwrap();
+    let mut logits = model.extend(&prompt, &mut cache).unwrap();
+    for (i, want) in expected.iter().enumerate() {
+        let row = model.backend.to_vec::<f32>(&logits).unwrap();
+        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        assert_eq!(best as u32, *want, "{what}: token {i}");
+        logits = model.extend(&[*want], &mut cache).unwrap();
+    }
 }

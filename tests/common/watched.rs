@@ -1,4 +1,4 @@
-//! The host acting a device, watched, or with a fault of whoever drives it.
+//! Executors that are watched, or have a fault of whoever drives them.
 
 use super::host_kernels::project_library;
 use lowrank::Result;
@@ -7,6 +7,7 @@ use lowrank::backend::cuda::{
     Counts, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder, TmaMatrix,
 };
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
 
 /// What is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,19 +20,48 @@ pub enum Fault {
     Synchronize,
     /// Updates of graphs.
     Update,
+    /// Graphs: kernels start one by one.
+    Graphs,
 }
 
-/// An executor with a fault of whoever drives it.
+/// An executor with a fault of whoever drives it, which keeps the names of the kernels it runs by themselves and what they
+/// fail with.
 #[derive(Debug)]
-pub struct Watched {
-    inner: HostExecutor,
+pub struct Watched<E: Executor + ?Sized> {
+    properties: Properties,
     fault: Fault,
+    kernels: Mutex<Vec<String>>,
+    errors: Mutex<Vec<String>>,
+    inner: Arc<E>,
 }
 
-impl Watched {
-    pub fn new(order: ThreadOrder, fault: Fault) -> Self {
-        let inner = HostExecutor::open(&project_library(), order).unwrap();
-        Watched { inner, fault }
+impl<E: Executor + ?Sized> Watched<E> {
+    pub fn of(inner: Arc<E>, properties: Properties, fault: Fault) -> Self {
+        Watched { properties, fault, kernels: Mutex::default(), errors: Mutex::default(), inner }
+    }
+
+    /// Of what it runs on.
+    pub fn capability_of_chip(&self) -> u32 {
+        self.inner.properties().capability
+    }
+
+    /// The names since the last call, and of those the last.
+    pub fn take(&self) -> (Vec<String>, String) {
+        let kernels = std::mem::take(&mut *self.kernels.lock().unwrap());
+        let last = kernels.last().cloned().unwrap_or_default();
+        (kernels, last)
+    }
+
+    /// What kernels failed with.
+    pub fn errors(&self) -> Vec<String> {
+        self.errors.lock().unwrap().clone()
+    }
+}
+
+impl Watched<HostExecutor> {
+    pub fn on_host(order: ThreadOrder, fault: Fault) -> Self {
+        let inner = Arc::new(HostExecutor::open(&project_library(), order).unwrap());
+        Watched::of(inner.clone(), inner.properties().clone(), fault)
     }
 
     pub fn counts(&self) -> Counts {
@@ -39,7 +69,7 @@ impl Watched {
     }
 }
 
-impl MemorySource for Watched {
+impl<E: Executor + ?Sized> MemorySource for Watched<E> {
     fn allocate(&self, bytes: usize) -> Result<NonNull<u8>> {
         self.inner.allocate(bytes)
     }
@@ -49,9 +79,9 @@ impl MemorySource for Watched {
     }
 }
 
-impl Executor for Watched {
+impl<E: Executor + ?Sized> Executor for Watched<E> {
     fn properties(&self) -> &Properties {
-        self.inner.properties()
+        &self.properties
     }
 
     fn free_memory(&self) -> Result<usize> {
@@ -76,8 +106,11 @@ impl Executor for Watched {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.kernels.lock().unwrap().push(launch.kernel.into());
         // SAFETY: the caller's promise.
-        unsafe { self.inner.launch(launch) }
+        let result = unsafe { self.inner.launch(launch) };
+        self.errors.lock().unwrap().extend(result.as_ref().err().map(ToString::to_string));
+        result
     }
 
     fn event(&self) -> Result<Event> {
@@ -101,6 +134,9 @@ impl Executor for Watched {
     }
 
     fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph> {
+        if self.fault == Fault::Graphs {
+            return Err(lowrank::Error::Unsupported("there are no graphs".into()));
+        }
         self.inner.graph(nodes)
     }
 
