@@ -112,7 +112,7 @@ template <class K> struct Block {
             for (unsigned i = begin(parts); i < end(parts); i++) {
                 const tensor_map *maps = p.tensor_maps[&place.problem - p.gemm.problems][at.term];
                 bool codes = K::CODES && at.here().b.type == TYPE_QUANTIZED;
-                mbarrier_wait_cluster(&empty[stage.slot], stage.parity ^ 1);
+                mbarrier_wait(&empty[stage.slot], stage.parity ^ 1);
                 mbarrier_arrive_expect(&full[stage.slot], K::A_BYTES + (codes ? K::CODE_BYTES : K::B_BYTES));
                 load_b(stage, &maps[1], (int)place.column, (int)at.k, codes);
                 if constexpr (K::SPLIT) load_a(stage, &maps[0], (int)place.row, (int)at.k, 0);

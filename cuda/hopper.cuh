@@ -45,12 +45,14 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t *barrier, unsign
                "r"(bytes) : "memory");
     HOST(host::mbarrier_arrive(barrier, bytes, host::own_block));
 }
-// Arrives at the same barrier of block `rank` of the cluster.
+// Arrives at the same barrier of block `rank` of the cluster, behind what this thread and its wgmmas have read: a copy that
+// is started because of it may overwrite that. Ordinary writes it orders within the own block alone, as CUTLASS's
+// ClusterBarrier::arrive does: release at the cluster's scope is a fence of the whole device's memory (MEMBAR.GPU).
 __device__ __forceinline__ void mbarrier_arrive_remote(uint64_t *barrier, unsigned rank) {
     HOPPER_PTX("{\n"
         ".reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
         "}" ::"r"(shared_address(barrier)), "r"(rank) : "memory");
     HOST(host::mbarrier_arrive(barrier, 0, rank));
 }
@@ -60,16 +62,6 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, unsigned parity
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
-    HOST(host::mbarrier_wait(barrier, parity, site));
-}
-// The same where blocks of the cluster arrive.
-__device__ __forceinline__ void mbarrier_wait_cluster(uint64_t *barrier, unsigned parity SITE) {
-    HOPPER_PTX("{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n"
         "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
     HOST(host::mbarrier_wait(barrier, parity, site));

@@ -201,7 +201,7 @@ fn planted_faults_of_a_hopper_gemm_are_caught() {
     let shown = run(0, "mbarrier_wait(&full[s], step / STAGES % 2);", "");
     assert!(shown.iter().all(|s| *s != Ok(true)), "{shown:?}");
     // Nobody waits for room: copies that land at once overwrite tiles that are being read.
-    let shown = run(0, "mbarrier_wait_cluster(&empty[s], step / STAGES % 2 ^ 1);", "");
+    let shown = run(0, "mbarrier_wait(&empty[s], step / STAGES % 2 ^ 1);", "");
     assert!(shown.iter().any(|s| *s != Ok(true)), "{shown:?}");
     // The wait for the wrong phase.
     all_say(&run(0, "step / STAGES % 2 ^ 1", "step / STAGES % 2"), "wait at mbarrier_wait (hopper.cu:");

@@ -108,7 +108,7 @@ fn planted_faults_make_the_portable_kernels_serve() {
     let wait = "            mbarrier_wait(&block.full[stage.slot], stage.parity);\n";
     refused(wait, "", Kind::Bf16, true, "");
     refused(wait, &wait.replace("parity)", "parity ^ 1)"), Kind::Bf16, true, "");
-    let wait = "mbarrier_wait_cluster(&empty[stage.slot], stage.parity ^ 1);";
+    let wait = "mbarrier_wait(&empty[stage.slot], stage.parity ^ 1);";
     refused(wait, &wait.replace(" ^ 1", ""), Kind::Codes, true, "wait at mbarrier_wait");
     refused(wait, "", Kind::Codes, true, "");
     refused("K::A_BYTES + (codes ?", "K::A_BYTES - 1024 + (codes ?", Kind::Split, true, "");

@@ -38,7 +38,7 @@ __device__ __forceinline__ void hopper_gemm(const hopper_gemm_params &p) {
         for (unsigned step = 0; step < steps && lane == 0; step++) {
             unsigned s = step % STAGES;
             unsigned char *a = tiles + s * STAGE, *b = a + A_BYTES;
-            mbarrier_wait_cluster(&empty[s], step / STAGES % 2 ^ 1);
+            mbarrier_wait(&empty[s], step / STAGES % 2 ^ 1);
             mbarrier_arrive_expect(&full[s], STAGE);
             tma_load_2d(a, &p.a, &full[s], step * STEP, row);
             if constexpr (CLUSTER > 1) {
