@@ -3,8 +3,8 @@
 //
 // Asynchronous operations land as late as is legal on the host: a TMA copy when no thread can go on without it, a
 // wgmma when its warp waits for it, its accumulators being NaN meanwhile. With threads in random order copies also
-// land at once. What the host doesn't see: a missing fence_proxy_async between ordinary writes to shared memory and
-// TMA or wgmma.
+// land at once. A missing fence_proxy_async between ordinary writes to shared memory and TMA or wgmma shows where no
+// thread at all has fenced; the host doesn't see which of them did.
 #ifndef LOWRANK_HOPPER_CUH
 #define LOWRANK_HOPPER_CUH
 
@@ -34,6 +34,7 @@ __device__ __forceinline__ void mbarrier_init(uint64_t *barrier, unsigned count)
 // Makes initialised barriers visible to TMA and to the cluster; a barrier of the threads must follow.
 __device__ __forceinline__ void fence_mbarrier_init() {
     HOPPER_PTX("fence.mbarrier_init.release.cluster;" :: : "memory");
+    HOST(host::fence_mbarrier_init());
 }
 __device__ __forceinline__ void mbarrier_arrive(uint64_t *barrier) {
     HOPPER_PTX("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
@@ -131,7 +132,10 @@ __device__ __forceinline__ void tma_prefetch([[maybe_unused]] const tensor_map *
     HOPPER_PTX("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 // Orders this thread's ordinary accesses to shared memory before TMA's and wgmma's that follow a barrier.
-__device__ __forceinline__ void fence_proxy_async() { HOPPER_PTX("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void fence_proxy_async() {
+    HOPPER_PTX("fence.proxy.async.shared::cta;" ::: "memory");
+    HOST(host::fence_proxy_async());
+}
 
 // ---- Clusters ----
 __device__ __forceinline__ unsigned cluster_rank() {
@@ -181,13 +185,15 @@ __device__ __forceinline__ bool elect_one(SITE_ALONE) {
     return elected != 0;
 }
 // Registers of a thread from here on, all four warps of a warpgroup together; a multiple of 8.
-template <int registers> __device__ __forceinline__ void more_registers() {
+template <int registers> __device__ __forceinline__ void more_registers(SITE_ALONE) {
     static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256, "24 to 256 in steps of 8");
     HOPPER_PTX("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+    HOST(host::set_registers(registers, true, site));
 }
-template <int registers> __device__ __forceinline__ void fewer_registers() {
+template <int registers> __device__ __forceinline__ void fewer_registers(SITE_ALONE) {
     static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256, "24 to 256 in steps of 8");
     HOPPER_PTX("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+    HOST(host::set_registers(registers, false, site));
 }
 // The reverse of ldmatrix_x4: stores four 8 x 8 matrices to the rows that the lanes name.
 __device__ __forceinline__ void stmatrix_x4(void *row, const uint32_t r[4] SITE) {

@@ -260,7 +260,7 @@ fn launches_are_checked() {
     );
     assert_eq!(
         launch("queue", [1; 3], [64, 1, 1], 300_000),
-        "kernel queue: a block has at most 227 KB of shared memory, found 300000 bytes"
+        "kernel queue: a block of sm_90 has at most 232448 bytes of shared memory, found 300000"
     );
     assert_eq!(
         launch("divide", [1; 3], [32, 1, 1], 0),

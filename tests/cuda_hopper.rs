@@ -175,19 +175,56 @@ fn matrices_are_stored() {
 }
 
 #[test]
+fn planted_faults_of_single_wrappers_are_caught() {
+    let wgmma = |piece, other| {
+        let library = Library::load("hopper_wrappers", Some((piece, other)));
+        let (a, b) = (library.buffer(&[0u16; 64 * 32]), library.buffer(&[0u16; 8 * 32]));
+        let d = library.buffer(&[0f32; 64 * 8]);
+        let params = WgmmaParams { a: a.data, b: b.data, d: d.data };
+        shown(|order| {
+            library.launch("wgmma_8_128", [1; 3], [128, 1, 1], 64 << 10, &params, order).map(|()| true)
+        })
+    };
+    let fence = "fence_proxy_async();\n    __syncthreads();\n    float";
+    all_say(
+        &wgmma(fence, "__syncthreads();\n    float"),
+        "wgmma reads what threads wrote without fence_proxy_async",
+    );
+
+    let registers = |piece, other| {
+        let library = Library::load("hopper_wrappers", Some((piece, other)));
+        let out = library.buffer(&[0u32; 1]);
+        shown(|order| library.launch("registers", [1; 3], [384, 1, 1], 0, &out.data, order).map(|()| true))
+    };
+    assert_eq!(registers("p.out[0] = 1", "p.out[0] = 2"), ORDERS.map(|_| Ok(true)));
+    all_say(&registers("more_registers<232>", "more_registers<240>"), "setmaxnreg waits for ever");
+    all_say(
+        &registers("more_registers<232>", "more_registers<160>"),
+        "setmaxnreg: 160 registers, now there are 168",
+    );
+    all_say(&registers(">= 256) fewer", ">= 288) fewer"), "setmaxnreg");
+    all_say(&registers("384, 1)", "384)"), "KERNEL doesn't say how many blocks a multiprocessor has");
+}
+
+#[test]
 fn tensor_maps_are_checked() {
     let library = Library::load("hopper", None);
     let x = library.buffer(&[0u16; 1024]);
     let wrong = |shape, tile, swizzle| library.tensor_map(x.data, shape, tile, swizzle).err().unwrap();
     assert_eq!(
         wrong([8, 60], [8, 32], 2),
-        "tensor map: dimension 1 has a stride of 120 bytes, expected a multiple of 16"
+        "tensor map: dimension 1 has a stride of 120 bytes, expected a multiple of 16, 120 or more, below 2^40"
     );
     assert_eq!(
         wrong([8, 64], [8, 32], 3),
         "tensor map: the box's rows have 64 bytes, expected the swizzle's 128"
     );
     assert_eq!(wrong([8, 64], [300, 32], 2), "tensor map: dimension 1 has a box of 300, expected 1 to 256");
+    let short = library.tensor_map_of(x.data, &[64, 8], &[112], &[32, 8], 2).err().unwrap();
+    assert_eq!(
+        short,
+        "tensor map: dimension 1 has a stride of 112 bytes, expected a multiple of 16, 128 or more, below 2^40"
+    );
 }
 
 #[test]
@@ -215,8 +252,38 @@ fn planted_faults_of_a_hopper_gemm_are_caught() {
     all_say(&run(0, "wgmma_wait<0>();", ""), "exited before wgmma_wait<0>()");
     all_say(&run(0, "wgmma_wait<0>();", "wgmma_wait<1>();"), "exited before wgmma_wait<0>()");
     all_say(&run(0, "wgmma_fence();", ""), "wgmma without a wgmma_fence after the last wgmma_wait");
+    // A tile that begins in the middle of the swizzle's pattern; warps with different tiles.
+    all_say(
+        &run(
+            0,
+            "*b = a + A_BYTES;\n            mbarrier_wait(&full",
+            "*b = a + A_BYTES + 512;\n            mbarrier_wait(&full",
+        ),
+        "expected a multiple of 1024 bytes, or a place in its first line",
+    );
+    all_say(
+        &run(0, "wgmma_advance(a_tile, 2 * k)", "wgmma_advance(a_tile, 2 * k + 16 * (warp == 1))"),
+        "descriptors or flags of the warps of a warpgroup differ",
+    );
+    // Boxes there; barriers that TMA doesn't know of; results that it doesn't see.
+    all_say(
+        &run(
+            0,
+            "*b = a + A_BYTES;\n            mbarrier_wait(&empty",
+            "*b = a + A_BYTES + 512;\n            mbarrier_wait(&empty",
+        ),
+        "is not aligned to 1024 bytes",
+    );
+    all_say(&run(0, "fence_mbarrier_init();", ""), "tma_load: no fence_mbarrier_init after mbarrier_init");
+    all_say(
+        &run(0, "fence_proxy_async();", ""),
+        "tma_store reads what threads wrote without fence_proxy_async",
+    );
+    // More bytes than a phase can wait for.
+    all_say(&run(0, "&full[s], STAGE)", "&full[s], STAGE << 8)"), "a phase waits for at most 1048575");
     // One warp of the warpgroup does less.
-    let shown = run(0, "bool accumulate =", "if (warp == 2 && k > 0) break;\nbool accumulate =");
+    let shown =
+        run(0, "bool accumulate =", "if (warp == 2 && step + 1 == steps && k > 0) break;\nbool accumulate =");
     all_say(&shown, "wgmmas, the first one of its warpgroup");
     // A store that no one waits for.
     all_say(&run(0, "tma_store_wait<0>();", ""), "thread 0: exited before tma_store_wait<0>()");

@@ -57,7 +57,8 @@ struct ThreadView {
 extern thread_local ThreadView *self __attribute__((tls_model("initial-exec")));
 
 struct Registration {
-    Registration(const char *name, size_t params_bytes, void (*run)(const void *), unsigned threads, unsigned = 1);
+    Registration(const char *name, size_t params_bytes, void (*run)(const void *), unsigned threads,
+                 unsigned blocks = 0);
 };
 
 void *shared(const void *key, const char *name, size_t bytes);

@@ -211,6 +211,9 @@ std::string thread_text(const Lane &lane) {
         std::to_string(index_in_block(lane)) + ": ";
 }
 
+// Registers of a thread at a kernel's start, where one block has the multiprocessor: whole eights.
+unsigned launched_registers(unsigned threads) { return std::min(65536 / ((threads + 31) & ~31u), 256u) & ~7u; }
+
 // What threads have left behind that they had to wait for or to do together.
 std::string Executor::unfinished() const {
     if (!in_flight.empty()) return thread_text(*in_flight[0].lane) + "a copy to shared memory that no one waited for";
@@ -225,7 +228,14 @@ std::string Executor::unfinished() const {
             if (warp.issued != first.issued)
                 return thread_text(lane) + "its warp did " + std::to_string(warp.issued) +
                     " wgmmas, the first one of its warpgroup " + std::to_string(first.issued);
+            if (warp.registers != first.registers)
+                return thread_text(lane) + "setmaxnreg of a part of its warpgroup";
         }
+        unsigned launched = launched_registers(block.threads), had = 0, have = 0;
+        for (const Warp &warp : block.warps) had += launched, have += warp.registers == 0 ? launched : warp.registers;
+        if (have > had)
+            return thread_text(block.lanes[0]) + "setmaxnreg waits for ever: warps have " + std::to_string(had) +
+                " registers a lane together, and want " + std::to_string(have);
     }
     return "";
 }
@@ -331,7 +341,11 @@ void *shared(const void *key, const char *name, size_t bytes) {
     const SharedArray &before = block.shared[block.shared.size() - 2];
     uint32_t next = (before.address + (uint32_t)before.region.bytes + 1023) & ~1023u;
     block.shared.back().address = next + (uint32_t)((uintptr_t)block.shared.back().region.begin % 1024);
-    if (block.shared.back().address + bytes > 1 << 18) fail("more than 227 KB of shared memory, with %s", name);
+    // On a device static arrays come first, and the dynamic one begins at a multiple of its alignment.
+    size_t dynamic = block.shared[0].region.bytes, all = 0, limit = shared_limit(executor->capability);
+    for (size_t i = 1; i < block.shared.size(); i++) all += (block.shared[i].region.bytes + 15) & ~(size_t)15;
+    if (dynamic > 0) all = ((all + 1023) & ~(size_t)1023) + dynamic;
+    if (all > limit) fail("%zu bytes of shared memory with %s, of %zu that a block may have", all, name, limit);
     return block.shared.back().region.begin;
 }
 
@@ -384,6 +398,7 @@ void Executor::run_cluster(unsigned shared_bytes) {
     cluster_barrier.waiting.clear();
     mbarrier_waiters.clear();
     in_flight.clear();
+    unfenced.clear();
     ready_count = running_count = 0;
     last_word = 0;
     for (Block &block : blocks) {
@@ -393,6 +408,7 @@ void Executor::run_cluster(unsigned shared_bytes) {
         }
         for (auto &warp : block.warps) warp = Warp();
         block.running = block.threads;
+        block.fences = 0;
         block.shared.push_back(take_shared(nullptr, "DYNAMIC_SHARED", shared_bytes, 1024));
         if (block.shared[0].region.pages == nullptr) failure = "no memory is left for the blocks' shared memory";
         for (unsigned t = 0; t < block.threads; t++) {

@@ -20,7 +20,7 @@ struct Kernel {
     const char *name;
     size_t params_bytes;
     void (*run)(const void *params);
-    unsigned threads;
+    unsigned threads, blocks; // launch bounds; 0 blocks: not said
 };
 
 enum class Order { forward, reversed, random };
@@ -58,6 +58,9 @@ struct SharedArray {
     const char *name;
     Region region;
     uint32_t address; // in descriptors; equal to the pointer modulo 1024
+    // As TMA and wgmma see it: empty before either has to do with it. Of every 16 bytes the fences at that time.
+    std::vector<unsigned char> seen = {};
+    std::vector<unsigned> fences = {};
 };
 
 struct Stack {
@@ -146,7 +149,9 @@ struct Warp {
     Groups<PendingWgmma> wgmmas;
     std::vector<std::shared_ptr<Accumulators>> accumulators;
     unsigned issued = 0; // wgmmas ever
+    std::vector<Wgmma> of_group; // of the first warp of a warpgroup: what its warps issued
     bool fenced = false;
+    unsigned registers = 0; // of a thread, by setmaxnreg; 0: as launched
 };
 
 struct Barrier {
@@ -162,6 +167,7 @@ struct Block : BlockView {
     std::vector<Warp> warps;
     Barrier barriers[16];
     std::vector<SharedArray> shared; // the first is the dynamic one
+    unsigned fences; // of ordinary writes, before TMA and wgmma
 };
 
 struct ClusterBarrier {
@@ -185,6 +191,7 @@ struct Fault {
 struct Executor {
     const Kernel *kernel;
     const void *params;
+    unsigned capability; // of the chip that is acted, times ten
     Order order;
     Random random;
     std::vector<Lane> lanes;     // by number
@@ -195,6 +202,7 @@ struct Executor {
     ClusterBarrier cluster_barrier;
     std::vector<std::pair<const void *, Lane *>> mbarrier_waiters;
     std::vector<InFlight> in_flight; // oldest first
+    std::vector<std::pair<uint64_t *, const Lane *>> unfenced; // mbarriers that only who initialised them knows
     void *main_context = nullptr;
     std::vector<Stack> stacks; // not in use
     size_t stack_count = 0;    // ever made
@@ -223,6 +231,12 @@ struct Executor {
 
 extern thread_local Executor *executor __attribute__((tls_model("initial-exec")));
 inline Lane *this_lane() { return static_cast<Lane *>(self); }
+Warp &this_warp();
+// Fails unless the chip has the operation: Hopper's kernels are for sm_90a alone.
+void on_hopper(const char *operation);
+// The most shared memory of a block on a chip.
+unsigned shared_limit(unsigned capability);
+unsigned launched_registers(unsigned threads);
 // "name (file:line)"; "kernel K, block (x, y, z), thread t: "; what a fault was.
 std::string site_text(const char *operation, Site site);
 std::string thread_text(const Lane &lane);
@@ -231,6 +245,10 @@ std::string fault_text(const Fault &fault);
 void check_shared(const char *operation, const void *p, size_t bytes, size_t alignment);
 // The bytes at a descriptor's address.
 const void *shared_at(uint32_t address, size_t bytes);
+// TMA has written these bytes, in any block of the cluster. TMA or wgmma reads them in this one: fails if they differ from
+// what it has seen and no thread has fenced ordinary writes since.
+void async_written(const void *p, size_t bytes);
+void async_read(const char *operation, const void *p, size_t bytes);
 // What a failing access was probably meant for: the nearest allocation or shared array.
 std::string describe_address(const void *address);
 std::string describe_shared(const SharedArray &array, const void *address);

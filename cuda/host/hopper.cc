@@ -1,4 +1,6 @@
 // mbarriers, TMA and clusters on the host.
+#include <algorithm>
+
 #include "executor.h"
 
 namespace host {
@@ -24,6 +26,10 @@ template <typename T> static T *in_block(T *shared, size_t bytes, unsigned rank)
                 return (T *)(other.region.begin + ((const unsigned char *)shared - own.region.begin));
     }
     fail("block %u of the cluster does not have this shared memory yet: a cluster barrier is missing", rank);
+}
+
+void on_hopper(const char *operation) {
+    if (executor->capability != 90) fail("%s: this chip, sm_%u, has no such operation", operation, executor->capability);
 }
 
 unsigned cluster_rank() { return (unsigned)(this_lane()->owner - executor->blocks.data()); }
@@ -67,11 +73,19 @@ struct MBarrier {
     uint64_t phase : 1, tag : 2;
 };
 static_assert(sizeof(MBarrier) == sizeof(uint64_t), "as on the device");
-constexpr unsigned initialised = 2; // neither zeros nor poison
+constexpr unsigned known_to_threads = 1, known_to_all = 2; // neither zeros nor poison
+constexpr unsigned most_bytes = (1 << 20) - 1;             // that a phase may wait for
 
 static MBarrier &mbarrier(const char *operation, uint64_t *barrier) {
     auto &b = *(MBarrier *)barrier;
-    if (b.tag != initialised) fail("%s: the mbarrier is not initialised", operation);
+    if (b.tag != known_to_threads && b.tag != known_to_all) fail("%s: the mbarrier is not initialised", operation);
+    return b;
+}
+
+// One that TMA or another block has to do with.
+static MBarrier &fenced_mbarrier(const char *operation, uint64_t *barrier) {
+    MBarrier &b = mbarrier(operation, barrier);
+    if (b.tag != known_to_all) fail("%s: no fence_mbarrier_init after mbarrier_init", operation);
     return b;
 }
 
@@ -82,13 +96,23 @@ static std::string mbarrier_text(const void *object) {
 }
 
 void mbarrier_init(uint64_t *barrier, unsigned count) {
+    on_hopper("mbarrier_init");
     check_shared("mbarrier_init", barrier, 8, 8);
     if (count == 0 || count >= 1 << 20) fail("mbarrier_init: a count of %u", count);
     auto &b = *(MBarrier *)barrier;
     b.pending = b.expected = count;
     b.bytes = 0;
     b.phase = 0;
-    b.tag = initialised;
+    b.tag = known_to_threads;
+    executor->unfenced.push_back({barrier, this_lane()});
+}
+
+void fence_mbarrier_init() {
+    auto &unfenced = executor->unfenced;
+    auto own = [](auto &entry) { return entry.second == this_lane(); };
+    for (auto &entry : unfenced)
+        if (own(entry)) ((MBarrier *)entry.first)->tag = known_to_all;
+    unfenced.erase(std::remove_if(unfenced.begin(), unfenced.end(), own), unfenced.end());
 }
 
 static void end_phase_if_complete(MBarrier &b) {
@@ -109,7 +133,11 @@ static void end_phase_if_complete(MBarrier &b) {
 
 void mbarrier_arrive(uint64_t *barrier, unsigned expected_bytes, unsigned rank) {
     check_shared("mbarrier_arrive", barrier, 8, 8);
-    MBarrier &b = mbarrier("mbarrier_arrive", in_block(barrier, 8, rank));
+    uint64_t *there = in_block(barrier, 8, rank);
+    MBarrier &b =
+        rank == own_block ? mbarrier("mbarrier_arrive", there) : fenced_mbarrier("mbarrier_arrive", there);
+    if (expected_bytes > most_bytes || b.bytes + (int64_t)expected_bytes > most_bytes)
+        fail("mbarrier_arrive: %u more bytes, a phase waits for at most %u", expected_bytes, most_bytes);
     b.bytes += expected_bytes;
     if (b.pending == 0)
         fail("mbarrier_arrive: all %u arrivals of this phase have come already", (unsigned)b.expected);
@@ -181,6 +209,9 @@ static size_t box_bytes(const HostTensorMap &m) {
     return bytes;
 }
 
+// The swizzle's pattern repeats after eight lines; where it begins in the middle, wgmma could not be told.
+static size_t box_alignment(const HostTensorMap &m) { return 128u << m.swizzle; }
+
 struct Box {
     HostTensorMap map;
     int at[5];
@@ -227,15 +258,17 @@ void tma_load(void *shared, const tensor_map *map, uint64_t *barrier, uint16_t b
               std::initializer_list<int> at) {
     const HostTensorMap &m = host_map("tma_load", map, at.size());
     size_t bytes = box_bytes(m);
-    check_shared("tma_load", shared, bytes, 128);
+    check_shared("tma_load", shared, bytes, box_alignment(m));
     check_shared("tma_load", barrier, 8, 8);
     if (blocks == 0) blocks = (uint16_t)(1u << cluster_rank());
     for (unsigned rank = 0; rank < 16; rank++) {
         if (!(blocks >> rank & 1)) continue;
         Box box = make_box(m, in_block((unsigned char *)shared, bytes, rank), at);
         uint64_t *there = in_block(barrier, 8, rank);
+        fenced_mbarrier("tma_load", there);
         start([=] {
             load_box(box);
+            async_written(box.shared, bytes);
             complete_bytes(there, bytes);
         });
     }
@@ -246,15 +279,18 @@ void bulk_load(void *shared, const void *global, unsigned bytes, uint64_t *barri
     check_shared("bulk_load", barrier, 8, 8);
     check_aligned(global, 16);
     if (bytes % 16 != 0) fail("bulk_load: %u bytes are not a multiple of 16", bytes);
+    fenced_mbarrier("bulk_load", barrier);
     start([=] {
         memcpy(shared, global, bytes);
+        async_written(shared, bytes);
         complete_bytes(barrier, bytes);
     });
 }
 
 void tma_store(const tensor_map *map, const void *shared, std::initializer_list<int> at) {
     const HostTensorMap &m = host_map("tma_store", map, at.size());
-    check_shared("tma_store", shared, box_bytes(m), 128);
+    check_shared("tma_store", shared, box_bytes(m), box_alignment(m));
+    async_read("tma_store", shared, box_bytes(m));
     Box box = make_box(m, shared, at);
     auto land = [=] {
         for_elements(box, [](const void *from, unsigned char *global, size_t bytes) {
@@ -268,6 +304,8 @@ void tma_store_commit() { this_lane()->stores.commit(); }
 void tma_store_wait(unsigned groups) {
     this_lane()->stores.land(groups, [](const std::function<void()> &land) { land(); });
 }
+
+void fence_proxy_async() { this_lane()->owner->fences++; }
 
 // ---- Warps ----
 
@@ -301,9 +339,10 @@ lowrank_host_encode_tensor_map(void *map, unsigned element_bytes, unsigned rank,
             return wrong(dimension + " has " + std::to_string(dims[d]) + " elements");
         if (box[d] == 0 || box[d] > 256)
             return wrong(dimension + " has a box of " + std::to_string(box[d]) + ", expected 1 to 256");
-        if (d > 0 && strides[d - 1] % 16 != 0)
+        uint64_t least = d == 0 ? 0 : d == 1 ? dims[0] * element_bytes : dims[d - 1] * strides[d - 2];
+        if (d > 0 && (strides[d - 1] % 16 != 0 || strides[d - 1] < least || strides[d - 1] >> 40 != 0))
             return wrong(dimension + " has a stride of " + std::to_string(strides[d - 1]) +
-                         " bytes, expected a multiple of 16");
+                         " bytes, expected a multiple of 16, " + std::to_string(least) + " or more, below 2^40");
         m.dims[d] = dims[d];
         m.box[d] = (uint16_t)box[d];
         if (d > 0) m.strides[d] = strides[d - 1];

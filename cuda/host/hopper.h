@@ -14,6 +14,7 @@ namespace host {
 constexpr unsigned own_block = ~0u;
 
 void mbarrier_init(uint64_t *barrier, unsigned count);
+void fence_mbarrier_init();
 void mbarrier_arrive(uint64_t *barrier, unsigned expected_bytes, unsigned rank);
 void mbarrier_wait(uint64_t *barrier, unsigned parity, Site site);
 
@@ -24,6 +25,8 @@ void tma_store(const tensor_map *map, const void *shared, std::initializer_list<
 void tma_store_commit();
 void tma_store_wait(unsigned groups);
 
+void fence_proxy_async();
+
 unsigned cluster_rank();
 unsigned cluster_blocks();
 void cluster_arrive();
@@ -31,6 +34,7 @@ void cluster_wait(Site site);
 float4 load_remote(const float4 *shared, unsigned rank);
 
 bool elect_one(Site site);
+void set_registers(unsigned count, bool more, Site site);
 void stmatrix(const char *operation, void *row, const uint32_t *r, bool transposed, Site site);
 
 struct Wgmma {

@@ -14,8 +14,14 @@ static std::vector<Kernel> &kernels() {
 }
 
 Registration::Registration(const char *name, size_t params_bytes, void (*run)(const void *), unsigned threads,
-                           unsigned) {
-    kernels().push_back(Kernel{name, params_bytes, run, threads});
+                           unsigned blocks) {
+    kernels().push_back(Kernel{name, params_bytes, run, threads, blocks});
+}
+
+// CUDA's programming guide, "Technical Specifications per Compute Capability".
+unsigned shared_limit(unsigned capability) {
+    if (capability == 80 || capability == 87) return 163 << 10;
+    return capability < 90 || capability >= 120 ? 99 << 10 : 227 << 10;
 }
 
 // ---- Faults inside a kernel become failures ----
@@ -93,7 +99,7 @@ static Executor *take_executor() {
 }
 
 static std::string check_launch(const Kernel *kernel, const unsigned grid[3], const unsigned block[3],
-                                unsigned shared_bytes, size_t params_bytes, int order) {
+                                unsigned shared_bytes, unsigned capability, size_t params_bytes, int order) {
     char text[256] = "";
     uint64_t threads = (uint64_t)block[0] * block[1] * block[2];
     if (params_bytes != kernel->params_bytes)
@@ -104,8 +110,9 @@ static std::string check_launch(const Kernel *kernel, const unsigned grid[3], co
     else if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535 ||
              grid[2] > 65535)
         snprintf(text, sizeof text, "no device takes a grid of %u x %u x %u blocks", grid[0], grid[1], grid[2]);
-    else if (shared_bytes > 227 << 10)
-        snprintf(text, sizeof text, "a block has at most 227 KB of shared memory, found %u bytes", shared_bytes);
+    else if (shared_bytes > shared_limit(capability))
+        snprintf(text, sizeof text, "a block of sm_%u has at most %u bytes of shared memory, found %u", capability,
+                 shared_limit(capability), shared_bytes);
     else if (order < 0 || order > 2)
         snprintf(text, sizeof text, "the order of threads is 0 (forward), 1 (reversed) or 2 (random), found %d",
                  order);
@@ -114,7 +121,7 @@ static std::string check_launch(const Kernel *kernel, const unsigned grid[3], co
 
 struct Shape {
     const unsigned *grid, *cluster, *block;
-    unsigned shared_bytes;
+    unsigned shared_bytes, capability;
 };
 
 struct alignas(128) ParamsChunk {
@@ -124,11 +131,13 @@ struct alignas(128) ParamsChunk {
 static std::string launch(const Kernel *kernel, const Shape &shape, const void *params, size_t params_bytes,
                           int order, uint64_t seed) {
     const unsigned *grid = shape.grid, *cluster = shape.cluster;
-    std::string wrong = check_launch(kernel, grid, shape.block, shape.shared_bytes, params_bytes, order);
+    std::string wrong = check_launch(kernel, grid, shape.block, shape.shared_bytes, shape.capability, params_bytes, order);
     uint64_t blocks = (uint64_t)cluster[0] * cluster[1] * cluster[2];
     if (wrong.empty() &&
         (blocks == 0 || blocks > 16 || grid[0] % cluster[0] || grid[1] % cluster[1] || grid[2] % cluster[2]))
         wrong = std::string("kernel ") + kernel->name + ": the grid is not made of clusters of 1 to 16 blocks";
+    if (wrong.empty() && blocks > 1 && shape.capability != 90)
+        wrong = std::string("kernel ") + kernel->name + ": only kernels for sm_90a have clusters";
     if (!wrong.empty()) return wrong;
     install_handlers();
     Executor *e = take_executor();
@@ -136,6 +145,7 @@ static std::string launch(const Kernel *kernel, const Shape &shape, const void *
     memcpy((void *)aligned.data(), params, params_bytes);
     e->kernel = kernel;
     e->params = aligned.data();
+    e->capability = shape.capability;
     e->order = (Order)order;
     e->random = Random{seed};
     e->failure.clear();
@@ -173,30 +183,23 @@ static std::string launch(const Kernel *kernel, const Shape &shape, const void *
 
 #define INTERFACE extern "C" __attribute__((visibility("default")))
 
-// lowrank_host_launch for a kernel whose blocks run in clusters.
+// Runs a kernel to its end, on a chip of a compute capability (times ten), its blocks in clusters. 0: done; 1: `message` says
+// what is wrong. `order` of threads: 0 forward, 1 reversed, 2 random by `seed`.
 INTERFACE int lowrank_host_launch_cluster(const char *name, const unsigned grid[3], const unsigned cluster[3],
-                                          const unsigned block[3], unsigned shared_bytes, const void *params,
-                                          size_t params_bytes, int order, uint64_t seed, char *message,
-                                          size_t message_bytes) {
+                                          const unsigned block[3], unsigned shared_bytes, unsigned capability,
+                                          const void *params, size_t params_bytes, int order, uint64_t seed,
+                                          char *message, size_t message_bytes) {
     const auto &all = host::kernels();
     auto found =
         std::find_if(all.begin(), all.end(), [&](const host::Kernel &k) { return strcmp(k.name, name) == 0; });
     std::string wrong = found == all.end()
         ? std::string("there is no kernel ") + name
-        : host::launch(&*found, {grid, cluster, block, shared_bytes}, params, params_bytes, order, seed);
+        : host::launch(&*found, {grid, cluster, block, shared_bytes, capability}, params, params_bytes, order, seed);
     if (message_bytes > 0) snprintf(message, message_bytes, "%s", wrong.c_str());
     return wrong.empty() ? 0 : 1;
 }
 
-// Runs a kernel to its end. 0: done; 1: `message` says what is wrong. `order` of threads: 0 forward, 1 reversed,
-// 2 random by `seed`.
-INTERFACE int lowrank_host_launch(const char *name, const unsigned grid[3], const unsigned block[3],
-                                  unsigned shared_bytes, const void *params, size_t params_bytes, int order,
-                                  uint64_t seed, char *message, size_t message_bytes) {
-    const unsigned alone[3] = {1, 1, 1};
-    return lowrank_host_launch_cluster(name, grid, alone, block, shared_bytes, params, params_bytes, order, seed,
-                                       message, message_bytes);
-}
+INTERFACE unsigned lowrank_host_shared_limit(unsigned capability) { return host::shared_limit(capability); }
 
 // The kernel at an index: the bytes of its parameters, 0 past the last.
 INTERFACE size_t lowrank_host_kernel(size_t index, const char **name) {

@@ -109,10 +109,48 @@ void check_shared(const char *operation, const void *p, size_t bytes, size_t ali
 }
 
 const void *shared_at(uint32_t address, size_t bytes) {
-    for (const SharedArray &array : this_lane()->owner->shared)
-        if (address >= array.address && address + bytes <= array.address + array.region.bytes)
-            return array.region.begin + (address - array.address);
+    for (const SharedArray &array : this_lane()->owner->shared) {
+        if (address < array.address || address + bytes > array.address + array.region.bytes) continue;
+        const void *p = array.region.begin + (address - array.address);
+        async_read("wgmma", p, bytes);
+        return p;
+    }
     fail("a descriptor leads to %zu bytes at %#x, which is not in shared memory", bytes, address);
+}
+
+// The array that holds these bytes, in any block of the cluster, with what TMA and wgmma have seen.
+static SharedArray &seen_array(const void *p, size_t bytes) {
+    for (Block &block : executor->blocks)
+        for (SharedArray &array : block.shared) {
+            if (!array.region.holds(p, bytes)) continue;
+            if (array.seen.empty()) {
+                array.seen.assign(array.region.bytes, 0xff);
+                array.fences.assign((array.region.bytes + 15) / 16, 0);
+            }
+            return array;
+        }
+    fail("%zu bytes at %p are not in shared memory", bytes, p);
+}
+
+void async_written(const void *p, size_t bytes) {
+    SharedArray &array = seen_array(p, bytes);
+    size_t first = (size_t)((const unsigned char *)p - array.region.begin);
+    memcpy(&array.seen[first], p, bytes);
+}
+
+void async_read(const char *operation, const void *p, size_t bytes) {
+    SharedArray &array = seen_array(p, bytes);
+    unsigned now = this_lane()->owner->fences;
+    size_t first = (size_t)((const unsigned char *)p - array.region.begin);
+    for (size_t i = first / 16; i < (first + bytes + 15) / 16; i++) {
+        size_t at = i * 16, size = std::min<size_t>(16, array.region.bytes - at);
+        if (memcmp(&array.seen[at], array.region.begin + at, size) == 0) continue;
+        if (array.fences[i] == now)
+            fail("%s reads what threads wrote without fence_proxy_async: %s", operation,
+                 describe_shared(array, array.region.begin + at).c_str());
+        memcpy(&array.seen[at], array.region.begin + at, size);
+        array.fences[i] = now;
+    }
 }
 
 std::string written_outside_allocations(const void *params, size_t params_bytes) {

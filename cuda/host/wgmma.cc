@@ -3,7 +3,7 @@
 #include "executor.h"
 
 namespace host {
-static Warp &this_warp() {
+Warp &this_warp() {
     Lane *lane = this_lane();
     return lane->owner->warps[(size_t)(lane - lane->owner->lanes) / 32];
 }
@@ -15,7 +15,21 @@ static void whole_warpgroup(const char *operation) {
         fail("%s: the block has no whole warpgroup here, only %u threads", operation, lane->owner->threads);
 }
 
+// Registers change hands within a block: whoever wants more waits until others have given back as many.
+void set_registers(unsigned count, bool more, Site site) {
+    on_hopper("setmaxnreg");
+    whole_warpgroup("setmaxnreg");
+    if (executor->kernel->blocks == 0)
+        fail("setmaxnreg is left out by the compiler: KERNEL doesn't say how many blocks a multiprocessor has");
+    Warp &warp = this_warp();
+    unsigned now = warp.registers == 0 ? launched_registers(this_lane()->owner->threads) : warp.registers;
+    if (more ? count < now : count > now) fail("setmaxnreg: %u registers, now there are %u", count, now);
+    collective("setmaxnreg", 0xffffffff, &count,
+               [](uint32_t, void *const *deposits) { this_warp().registers = *(const unsigned *)deposits[0]; }, site);
+}
+
 void wgmma_fence(Site site) {
+    on_hopper("wgmma_fence");
     whole_warpgroup("wgmma_fence");
     collective("wgmma_fence", 0xffffffff, nullptr, [](uint32_t, void *const *) { this_warp().fenced = true; }, site);
 }
@@ -36,6 +50,15 @@ static void issue(uint32_t, void *const *deposits) {
     auto *first = (const Issue *)deposits[0];
     const Wgmma &operation = *first->operation;
     if (!warp.fenced) fail("wgmma without a wgmma_fence after the last wgmma_wait");
+    // All warps of the group do the same; each is performed by itself.
+    const Lane *lane = this_lane();
+    size_t number = (size_t)(lane - lane->owner->lanes) / 32;
+    auto &of_group = lane->owner->warps[number & ~(size_t)3].of_group;
+    if (warp.issued == of_group.size()) of_group.push_back(operation);
+    const Wgmma &of_others = of_group[warp.issued];
+    if (of_others.a != operation.a || of_others.b != operation.b || of_others.n != operation.n ||
+        of_others.accumulate != operation.accumulate)
+        fail("wgmma: descriptors or flags of the warps of a warpgroup differ");
     PendingWgmma pending{operation, {}, nullptr};
     int count = operation.n / 2;
     for (auto &live : warp.accumulators)
@@ -80,6 +103,10 @@ struct Tile {
         uint32_t swizzle = (uint32_t)(descriptor >> 62);
         bits = swizzle == 0 ? 0 : 4 - swizzle;
         if (descriptor >> 49 & 7) fail("wgmma: a base offset in a descriptor is not supported");
+        // The pattern of a swizzle is that of the address, and without a base offset it begins with the tile.
+        unsigned line = 16u << bits;
+        if (bits != 0 && start % (8 * line) >= line)
+            fail("wgmma: a tile at %#x, expected a multiple of %u bytes, or a place in its first line", start, 8 * line);
     }
     // `row`, or k for MN-major, and which chunk of eight along the other direction.
     void load(unsigned line, unsigned chunk, float *to) const {

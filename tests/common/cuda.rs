@@ -70,6 +70,7 @@ impl Recorder {
         if device_only() {
             return Self::new(Arc::new(Device::open(0).unwrap()), capability);
         }
-        Self::new(Arc::new(HostExecutor::open(&project_library(), ORDERS[0]).unwrap()), capability)
+        let host = HostExecutor::open(&project_library(), ORDERS[0]).unwrap().with_capability(capability);
+        Self::new(Arc::new(host), capability)
     }
 }

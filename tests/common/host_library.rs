@@ -14,6 +14,7 @@ type Launch = unsafe extern "C" fn(
     *const u32,
     *const u32,
     u32,
+    u32,
     *const c_void,
     usize,
     c_int,
@@ -108,6 +109,7 @@ impl Library {
                 cluster.as_ptr(),
                 block.as_ptr(),
                 shared,
+                90, // the chip
                 params,
                 params_bytes,
                 order,

@@ -34,7 +34,6 @@ __device__ __forceinline__ void hopper_gemm(const hopper_gemm_params &p) {
     } else __syncthreads();
 
     if (warp == CONSUMERS / 32) {
-        fewer_registers<24>();
         for (unsigned step = 0; step < steps && lane == 0; step++) {
             unsigned s = step % STAGES;
             unsigned char *a = tiles + s * STAGE, *b = a + A_BYTES;
@@ -48,7 +47,6 @@ __device__ __forceinline__ void hopper_gemm(const hopper_gemm_params &p) {
             else tma_load_2d(b, &p.b, &full[s], step * STEP, column);
         }
     } else {
-        more_registers<240>();
         float sums[TILE / 2];
         for (unsigned step = 0; step < steps; step++) {
             unsigned s = step % STAGES;

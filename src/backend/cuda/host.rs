@@ -19,6 +19,7 @@ type LaunchFn = unsafe extern "C" fn(
     *const c_uint,
     *const c_uint,
     c_uint,
+    c_uint,
     *const c_void,
     usize,
     c_int,
@@ -235,6 +236,7 @@ impl HostExecutor {
                 cluster.as_ptr(),
                 block.as_ptr(),
                 shared_bytes,
+                self.properties.capability,
                 params.as_ptr().cast(),
                 params.len(),
                 order,
@@ -267,10 +269,15 @@ impl HostExecutor {
         }
     }
 
-    /// Acts a chip of this compute capability (times ten); at first 90.
+    /// Acts a chip of this compute capability (times ten), with its shared memory; at first 90.
     #[must_use]
     pub fn with_capability(mut self, capability: u32) -> Self {
         self.properties.capability = capability;
+        if let Ok(limit) = self.symbol::<unsafe extern "C" fn(c_uint) -> c_uint>(c"lowrank_host_shared_limit")
+        {
+            // SAFETY: the function takes any number.
+            self.properties.shared_memory = unsafe { limit(capability) } as usize;
+        }
         self
     }
 
