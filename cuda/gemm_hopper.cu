@@ -343,10 +343,13 @@ template <class K> struct Consumer {
 
     __device__ __forceinline__ void write(const Place &place, const Sum &sum) const {
         float *staged = (float *)block.staged() + group * CHUNK_ROWS * STAGED_COLUMNS;
-#pragma unroll
+        // One copy of the code for all chunks, which would fill the cache of instructions; which sums they have is chosen.
+#pragma unroll 1
         for (int first = 0; first < K::ROWS; first += CHUNK_ROWS) {
             sync();
-            stage_rows(staged, STAGED_COLUMNS, sum, first);
+#pragma unroll
+            for (int chunk = 0; chunk < K::ROWS; chunk += CHUNK_ROWS)
+                if (chunk == first) stage_rows(staged, STAGED_COLUMNS, sum, chunk);
             sync();
             for (unsigned i = thread(); i < CHUNK_ROWS * 64 / PACK; i += 128) {
                 unsigned row = i / (64 / PACK), col = i % (64 / PACK) * PACK;
