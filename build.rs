@@ -9,13 +9,14 @@ use std::{env, fs};
 const SOURCES: [&str; 8] =
     ["attention", "cross_entropy", "elementwise", "gemm", "norm", "optimizer", "quant", "table"];
 
-/// Chips that kernels are compiled for; `LOWRANK_CUDA_CHIPS` names others, as in `80,90a`.
-const CHIPS: &str = "80,86,89,90a,100a,120a";
+/// Chips that kernels are compiled for; `LOWRANK_CUDA_CHIPS` names others, as in `80,90a`. Without the letter code also
+/// runs on later chips of the same number (sm_103, sm_121); Hopper's kernels need theirs.
+const CHIPS: &str = "80,86,89,90a,100,120";
 
 /// The virtual chip whose code later chips compile when it is loaded; left out where `LOWRANK_CUDA_CHIPS` is set.
 const VIRTUAL_CHIP: &str = "80";
 
-/// Kernels that may spill registers: 124 bytes on sm_120a, where heads of 256 elements are rare; some of the totals, which
+/// Kernels that may spill registers: 124 bytes on sm_120, where heads of 256 elements are rare; some of the totals, which
 /// are touched four times a tile.
 const MAY_SPILL: [&str; 2] = ["attention_bf16_256", "gemm_hopper_codes4_192_nn"];
 

@@ -44,6 +44,9 @@ pub use operands::{
 };
 pub use sampling::SampleRow;
 
+#[cfg(feature = "cuda")]
+use cuda::driver_is_present;
+
 /// A backend chosen at start-up, shared by everything that computes.
 pub type Backend = Arc<dyn Kernels>;
 
@@ -60,7 +63,12 @@ pub fn open(device: &str, threads: Option<usize>) -> Result<Backend> {
     };
     match (device, ordinal) {
         ("cpu", _) => cpu::Cpu::new(threads),
-        ("auto", _) => open_cuda(0).or_else(|_| cpu::Cpu::new(threads)),
+        ("auto", _) => open_cuda(0).or_else(|e| {
+            if driver_is_present() {
+                eprintln!("warning: computing on the CPU, as the GPU can't be used: {e}");
+            }
+            cpu::Cpu::new(threads)
+        }),
         (_, Some(ordinal)) => open_cuda(ordinal),
         _ => Err(Error::config(
             "command line",
@@ -73,6 +81,11 @@ pub fn open(device: &str, threads: Option<usize>) -> Result<Backend> {
 #[cfg(feature = "cuda")]
 fn open_cuda(ordinal: usize) -> Result<Backend> {
     cuda::Cuda::new(ordinal)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn driver_is_present() -> bool {
+    false
 }
 
 #[cfg(not(feature = "cuda"))]

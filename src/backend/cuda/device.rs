@@ -18,8 +18,8 @@ use std::sync::Mutex;
 /// The oldest driver that takes the kernels' binaries, as the driver counts: 1000 * major + 10 * minor.
 const OLDEST_DRIVER: i32 = 13_000;
 
-/// Dynamic shared memory that a kernel may have without being told.
-const PLAIN_SHARED: u32 = 48 << 10;
+/// Dynamic shared memory that a kernel may have without being told, beside static arrays of up to 2 KiB: together 48 KiB.
+const PLAIN_SHARED: u32 = 46 << 10;
 
 /// A GPU with its kernels loaded.
 pub struct Device {
