@@ -42,7 +42,7 @@ fn train_step(criterion: &mut Criterion) {
             let seconds = measure(&mut group, &name, || {
                 model.params.zero_grads().unwrap();
                 model.train_step(&batch, 1.0 / TOKENS as f32, None).unwrap();
-                backend.sum_squares(model.params.grads().unwrap()).unwrap();
+                backend.sum_squares(model.params.grads().unwrap().unwrap()).unwrap();
                 optimizer.step(&backend, &mut model.params, 1e-4, 1.0).unwrap();
             });
             let Some(seconds) = seconds else { continue };
@@ -107,7 +107,7 @@ fn many_adapters(criterion: &mut Criterion) {
                 model.swap(&mut all);
                 for (adapter, optimizer) in &mut adapters {
                     model.swap(adapter);
-                    backend.sum_squares(model.params.grads().unwrap()).unwrap();
+                    backend.sum_squares(model.params.grads().unwrap().unwrap()).unwrap();
                     optimizer.step(&backend, &mut model.params, 1e-4, 1.0).unwrap();
                     model.swap(adapter);
                 }

@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         model.params.zero_grads()?;
         let losses =
             backend.to_vec::<f32>(&model.train_step(&batch, 1.0 / model.counted(&batch) as f32, None)?)?;
-        let norm = match model.params.grads() {
+        let norm = match model.params.grads()? {
             Some(grads) => backend.sum_squares(grads)?.sqrt(),
             None => 0.0,
         };

@@ -3,12 +3,18 @@
 //! One f32 buffer of values, one of gradients, and, for bf16 training, a bf16 copy of the values that the
 //! operations read. The optimizer's state is flat too, so a step is one launch, the gradient norm one
 //! reduction, and a file one buffer.
+//!
+//! An optimizer's step may go on beside what follows it ([`Kernels::beside`](crate::backend::Kernels::beside)): whoever
+//! asks the store for a parameter gets it as the step leaves it, by a wait of the device for the part of the step that
+//! changes it. Handles from before the step are not told.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Mark};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
 
 /// Slices start at multiples of this many elements, so that every view is aligned in f32 and bf16, and a block
 /// of moments in eight bits never holds two parameters.
@@ -71,13 +77,55 @@ impl ParamLayout {
             DType::F32 => None,
             _ => Some(backend.zeros(&[self.end], dtype)?),
         };
-        Ok(ParamStore { backend: backend.clone(), infos: self.infos, values, compute, grads: None })
+        let unfinished = Unfinished { backend: backend.clone(), parts: Mutex::default() };
+        let backend = backend.clone();
+        Ok(ParamStore { unfinished, backend, infos: self.infos, values, compute, grads: None })
+    }
+}
+
+/// What goes on beside the operations, in its order. Dropped before the buffers, which stay until it is done.
+#[derive(Debug)]
+struct Unfinished {
+    backend: Backend,
+    parts: Mutex<VecDeque<Part>>,
+}
+
+/// A part that changes the elements from `start` to the next part's.
+#[derive(Debug)]
+struct Part {
+    start: usize,
+    end: Mark,
+    /// What it uses beside the store's buffers.
+    keeps: Vec<Tensor>,
+}
+
+impl Unfinished {
+    fn parts(&self) -> MutexGuard<'_, VecDeque<Part>> {
+        self.parts.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Operations from now on find elements before `end` as the parts leave them.
+    fn join(&self, end: usize) -> Result<()> {
+        let mut parts = self.parts();
+        let n = parts.partition_point(|part| part.start < end);
+        let (marks, keeps): (Vec<_>, Vec<_>) = parts.drain(..n).map(|part| (part.end, part.keeps)).unzip();
+        self.backend.join(marks)?;
+        drop(keeps);
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // A device that fails here fails whoever asks it next.
+        let _ = self.join(usize::MAX);
     }
 }
 
 /// The trainable parameters of a model and their gradients.
 #[derive(Debug)]
 pub struct ParamStore {
+    unfinished: Unfinished,
     backend: Backend,
     infos: Vec<ParamInfo>,
     values: Tensor,          // f32 [total]
@@ -124,14 +172,47 @@ impl ParamStore {
         self.values.capacity() + self.compute.as_ref().map_or(0, Tensor::capacity)
     }
 
+    /// Length of the flat buffers, alignment gaps included.
+    pub fn flat_elements(&self) -> usize {
+        self.values.elements()
+    }
+
+    /// Bytes of the gradients' buffer, if [`ParamStore::zero_grads`] made it.
+    pub fn grads_bytes(&self) -> usize {
+        self.grads.as_ref().map_or(0, Tensor::capacity)
+    }
+
     /// The flat f32 buffer of values; alignment gaps hold zeros.
-    pub fn values(&self) -> &Tensor {
-        &self.values
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn values(&self) -> Result<&Tensor> {
+        self.unfinished.join(self.values.elements())?;
+        Ok(&self.values)
     }
 
     /// The flat f32 buffer of gradients, if [`ParamStore::zero_grads`] made it.
-    pub fn grads(&self) -> Option<&Tensor> {
-        self.grads.as_ref()
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn grads(&self) -> Result<Option<&Tensor>> {
+        self.finish_step()?;
+        Ok(self.grads.as_ref())
+    }
+
+    /// Operations from now on come after all of an optimizer's step; all methods of the store see to what they need
+    /// themselves.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn finish_step(&self) -> Result<()> {
+        self.unfinished.join(usize::MAX)
+    }
+
+    /// Tells of work beside the operations that changes the elements from `start` to where the next call's begin, and of
+    /// the tensors that it uses beside the store's own.
+    pub(crate) fn changes_beside(&self, start: usize, end: Mark, keeps: Vec<Tensor>) {
+        self.unfinished.parts().push_back(Part { start, end, keeps });
     }
 
     /// A parameter as operations see it: a view in the compute type.
@@ -140,6 +221,7 @@ impl ParamStore {
     /// Never in practice: ranges lie within the buffers.
     pub fn value(&self, id: ParamId) -> Result<Tensor> {
         let info = &self.infos[id.0];
+        self.unfinished.join(info.range.end)?;
         self.compute.as_ref().unwrap_or(&self.values).slice(info.range.clone())?.reshape(&info.shape)
     }
 
@@ -149,6 +231,7 @@ impl ParamStore {
     /// Never in practice: ranges lie within the buffers.
     pub fn master(&self, id: ParamId) -> Result<Tensor> {
         let info = &self.infos[id.0];
+        self.unfinished.join(info.range.end)?;
         self.values.slice(info.range.clone())?.reshape(&info.shape)
     }
 
@@ -167,7 +250,7 @@ impl ParamStore {
     /// When no gradients were prepared by [`ParamStore::zero_grads`].
     pub fn grad(&self, id: ParamId) -> Result<Tensor> {
         let info = &self.infos[id.0];
-        let grads = self.grads.as_ref().ok_or_else(|| {
+        let grads = self.grads()?.ok_or_else(|| {
             Error::Unsupported("gradients were not prepared before the backward pass".into())
         })?;
         grads.slice(info.range.clone())?.reshape(&info.shape)
@@ -185,7 +268,7 @@ impl ParamStore {
                 format!("expected shape {:?}, found {} elements", info.shape, data.len()),
             ));
         }
-        let mut view = self.values.slice(info.range.clone())?;
+        let mut view = self.values()?.slice(info.range.clone())?;
         self.backend.upload(&mut view, bytemuck::cast_slice(data))?;
         if let Some(compute) = &self.compute {
             self.backend.cast(&mut compute.slice(info.range.clone())?, &view)?;
@@ -200,7 +283,7 @@ impl ParamStore {
     pub fn copy_from(&mut self, id: ParamId, tensor: &Tensor) -> Result<()> {
         let info = &self.infos[id.0];
         let tensor = tensor.reshape(&[tensor.elements()])?;
-        self.backend.cast(&mut self.values.slice(info.range.clone())?, &tensor)?;
+        self.backend.cast(&mut self.values()?.slice(info.range.clone())?, &tensor)?;
         match &self.compute {
             Some(compute) => self.backend.cast(&mut compute.slice(info.range.clone())?, &tensor),
             None => Ok(()),
@@ -221,6 +304,12 @@ impl ParamStore {
     /// When memory can't be had.
     pub fn zero_grads(&mut self) -> Result<()> {
         match &mut self.grads {
+            // A step that goes on beside the operations still reads them.
+            Some(grads) if !self.unfinished.parts().is_empty() => {
+                let end = self.backend.beside(&mut || self.backend.fill(grads, 0.0))?;
+                self.changes_beside(self.flat_elements(), end, Vec::new());
+                Ok(())
+            }
             Some(grads) => self.backend.fill(grads, 0.0),
             None => {
                 self.grads = Some(self.backend.zeros(self.values.shape(), DType::F32)?);
@@ -229,13 +318,12 @@ impl ParamStore {
         }
     }
 
-    /// Copies the values into the compute type after an optimizer step.
-    ///
-    /// # Errors
-    /// When the copy fails.
-    pub fn refresh_compute(&mut self) -> Result<()> {
-        match &mut self.compute {
-            Some(compute) => self.backend.cast(compute, &self.values),
+    /// Copies values that a part of an optimizer's step has changed into the compute type.
+    pub(crate) fn refresh_compute(&self, range: Range<usize>) -> Result<()> {
+        match &self.compute {
+            Some(compute) => {
+                self.backend.cast(&mut compute.slice(range.clone())?, &self.values.slice(range)?)
+            }
             None => Ok(()),
         }
     }

@@ -102,12 +102,12 @@ fn train(optim: &str, optimizer_memory: Option<usize>, gradients: &[f32]) -> (Ve
         optimizer.step(&backend, &mut params, 1e-2, 0.5).unwrap();
     }
     let mut state = Vec::new();
-    for tensor in optimizer.tensors(&backend, &params) {
+    for tensor in optimizer.tensors(&backend, &params).unwrap() {
         let before = state.len();
         (tensor.write)(&mut state).unwrap();
         assert_eq!(state.len() - before, tensor.bytes(), "{}", tensor.name);
     }
-    (bits(&backend.to_vec(params.values()).unwrap()), state, optimizer.paged_bytes())
+    (bits(&backend.to_vec(params.values().unwrap()).unwrap()), state, optimizer.paged_bytes())
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn the_numbers_of_pytorch_and_bitsandbytes() {
         // In eight bits a moment between two codes may fall to either.
         assert!(worst < if optim == "adamw_8bit" { 2e-4 } else { 1e-6 }, "{optim}: {worst}");
         if optim == "adamw_8bit" {
-            let state = optimizer.tensors(&backend, &params);
+            let state = optimizer.tensors(&backend, &params).unwrap();
             for (ours, theirs) in state.iter().zip(["state1", "state2"]) {
                 let (mut codes, theirs) = (Vec::new(), golden.u8(&format!("{optim}.{theirs}")));
                 (ours.write)(&mut codes).unwrap();

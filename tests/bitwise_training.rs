@@ -17,10 +17,10 @@ fn train(family: &str, backend: &Backend, dtype: DType, trained: Trained) -> (St
     let arguments = OptimizerArguments { weight_decay: 0.1, ..OptimizerArguments::default() };
     let mut optimizer = Optimizer::new(backend, &model.params, arguments, &std::env::temp_dir()).unwrap();
     let first = Step::run(&mut model, &batch);
-    let norm = backend.sum_squares(model.params.grads().unwrap()).unwrap().sqrt();
+    let norm = backend.sum_squares(model.params.grads().unwrap().unwrap()).unwrap().sqrt();
     let scale = clip_scale(norm, Some(0.5));
     optimizer.step(backend, &mut model.params, 1e-2, scale).unwrap();
-    let values = bits(&backend.to_vec(model.params.values()).unwrap());
+    let values = bits(&backend.to_vec(model.params.values().unwrap()).unwrap());
     (first, Step::run(&mut model, &batch), values)
 }
 

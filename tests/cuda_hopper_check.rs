@@ -8,6 +8,7 @@ use common::compare::different_bits;
 use common::cuda::{ORDERS, Recorder};
 use common::gemm::Values;
 use common::host_kernels::{project_kernels, root};
+use common::watched::{Fault, Watched};
 use lowrank::backend::cuda::{Cuda, HostExecutor, ThreadOrder};
 use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, Matrix, Sequence};
 use lowrank::quant::{Format, QuantConfig};
@@ -175,6 +176,22 @@ fn what_the_program_says() {
     assert!(said.contains("hopper ran: true"), "{said}");
     let said = child("faultless", "1");
     assert!(said.contains("hopper ran: false") && !said.contains("warning"), "{said}");
+}
+
+/// Nothing runs behind a kernel that does not end, so that is an error, which nobody waits for.
+#[test]
+fn a_kernel_that_does_not_end_is_an_error() {
+    let watched = Arc::new(Watched::on_host(ThreadOrder::Forward, Fault::End));
+    let backend = Cuda::on(watched.clone()).unwrap();
+    let (x, w) = (random(&backend, [256, 608]), random(&backend, [160, 608]));
+    let mut y = backend.empty(&[256, 160], DType::F32).unwrap();
+    let b = Matrix::Dense { tensor: &w, transposed: true };
+    let error = backend.gemm(&mut y, &Gemm::new(&[GemmTerm { a: Matrix::plain(&x), b }])).unwrap_err();
+    for words in ["gemm_hopper_bf16_", "has not ended", "LOWRANK_CUDA_PORTABLE=1"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert_eq!(error.to_string().lines().count(), 1);
+    assert!(watched.take().1.contains("hopper"), "the portable kernels went on");
 }
 
 /// Attention of 140 queries.

@@ -20,13 +20,6 @@ use lowrank::optim::{Optim, Optimizer, OptimizerArguments};
 use lowrank::quant::{Format, QuantConfig};
 use lowrank::{DType, Result};
 
-/// One executor of each kind: a model's step takes a while when the host acts a device.
-fn devices() -> Vec<Backend> {
-    let mut devices = cuda::all();
-    devices.drain(1..3);
-    devices
-}
-
 /// The losses and all gradients of a training step.
 fn training_step(family: &str, backend: &Backend, dtype: DType, trained: Trained) -> [Vec<f32>; 2] {
     let mut model = trainable(family, backend, dtype, trained);
@@ -49,7 +42,7 @@ fn whole_training_steps() {
         for dtype in [DType::F32, DType::BF16] {
             let on = |backend: &Backend| training_step(family, backend, dtype, trained);
             let (naive, truth) = (on(&naive), on(&truth));
-            for device in devices() {
+            for device in cuda::one_of_each() {
                 let ours = on(&device);
                 for i in 0..2 {
                     within_twice_naive(&ours[i], &naive[i], &truth[i], dtype)
@@ -105,7 +98,7 @@ fn training_runs_follow_the_cpu() {
     ] {
         let expected = train(&cpu, options, 0, "adamw_torch", None);
         assert!(expected[19] < 0.9 * expected[0], "{expected:?}");
-        for device in devices() {
+        for device in cuda::one_of_each() {
             let found = train(&device, options, 0, "adamw_torch", None);
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert!(
@@ -132,8 +125,8 @@ fn greedy_tokens_are_the_cpus() -> Result<()> {
     for family in ["gpt2", "qwen2"] {
         let options = LoadOptions { dtype: DType::F32, quant: None };
         let expected = tokens(&cpu, family, options)?;
-        let host = cuda::host(ThreadOrder::Random(3));
-        assert_eq!(tokens(&host, family, options)?, expected, "{family}");
+        let device = cuda::one(ThreadOrder::Random(3));
+        assert_eq!(tokens(&device, family, options)?, expected, "{family}");
     }
     Ok(())
 }

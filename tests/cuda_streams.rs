@@ -1,18 +1,20 @@
-//! What happens beside the computations on CUDA, on the host acting a device in every order of its streams: pages of
-//! optimizer state, copies, waits and graphs change no bit; a wait or an update that is left out is seen.
+//! What happens beside the computations on CUDA, on the host acting a device in every order of its streams and on a GPU if
+//! there is one: pages of optimizer state, copies, waits, graphs and checkpoints change no bit; a wait or an update that is
+//! left out is seen.
 #![cfg(feature = "cuda")]
 
 mod common;
 
-use common::cuda::host;
+use common::cuda::{ORDERS, device_only, executors, one};
 use common::golden::path;
 use common::training::{bits, joined, method, sequences};
-use common::watched::{Fault, Watched};
-use lowrank::adapter::{LoraConfig, Method};
+use common::watched::{Counts, Fault, Watched};
+use lowrank::adapter::{LoraConfig, Method, TargetModules};
 use lowrank::autograd::Dropout;
 use lowrank::backend::Backend;
-use lowrank::backend::cuda::{Counts, Cuda, HostExecutor, Stream, ThreadOrder};
-use lowrank::model::{LoadOptions, Model};
+use lowrank::backend::cuda::{Cuda, Executor, Stream, ThreadOrder};
+use lowrank::model::save::write_streamed;
+use lowrank::model::{Checkpoint, LoadOptions, Model};
 use lowrank::optim::{Optim, Optimizer, OptimizerArguments, clip_scale};
 use lowrank::param::{ParamLayout, ParamStore};
 use lowrank::rng::{Philox, PhiloxKey, Stream as Random};
@@ -20,11 +22,22 @@ use lowrank::train::{PlanArguments, Planner};
 use lowrank::{DType, Result};
 use std::sync::Arc;
 
-const ORDERS: [ThreadOrder; 3] = [ThreadOrder::Forward, ThreadOrder::Reversed, ThreadOrder::Random(7)];
-
 fn normal(n: usize, seed: u64) -> Vec<f32> {
     let mut rng = Philox::new(PhiloxKey::new(seed, Random::Dummy, 0));
     (0..n).map(|_| 0.1 * rng.normal()).collect()
+}
+
+/// Executors of both kinds, the host's in every order.
+fn everywhere(fault: Fault) -> Vec<Arc<Watched<dyn Executor>>> {
+    let watched = |inner: Arc<dyn Executor>| {
+        let properties = inner.properties().clone();
+        Arc::new(Watched::of(inner, properties, fault))
+    };
+    executors(&ORDERS).into_iter().map(watched).collect()
+}
+
+fn first(fault: Fault) -> Arc<Watched<dyn Executor>> {
+    everywhere(fault).remove(0)
 }
 
 /// Parameters of four pages.
@@ -42,34 +55,36 @@ fn store(backend: &Backend) -> ParamStore {
     params
 }
 
-/// Two steps, between which the state is saved and loaded: parameters, and the bytes of the saved state.
+fn paged(optim: &str, budget: Option<usize>) -> OptimizerArguments {
+    let optim = optim.parse().unwrap();
+    OptimizerArguments { optim, weight_decay: 0.1, optimizer_memory: budget, ..OptimizerArguments::default() }
+}
+
+/// Three steps; before the last one the state of the first is loaded again: parameters, and the bytes of the saved states.
 fn train_paged(backend: &Backend, optim: &str, budget: Option<usize>) -> (Vec<u32>, Vec<Vec<u8>>) {
     let gradients = normal(2_100_000, 100);
     let folder = tempfile::tempdir().unwrap();
     let mut params = store(backend);
-    let arguments = OptimizerArguments {
-        optim: optim.parse().unwrap(),
-        weight_decay: 0.1,
-        optimizer_memory: budget,
-        ..OptimizerArguments::default()
-    };
-    let mut optimizer = Optimizer::new(backend, &params, arguments, folder.path()).unwrap();
+    let mut optimizer = Optimizer::new(backend, &params, paged(optim, budget), folder.path()).unwrap();
     assert_eq!(optimizer.paged_bytes() > 0, budget.is_some());
     let mut saved = Vec::new();
-    for step in 0..2 {
+    for step in 0..3 {
+        params.zero_grads().unwrap();
         for id in params.ids() {
             let mut grad = params.grad(id).unwrap();
             let values = &gradients[step * 100..][..grad.elements()];
             backend.upload(&mut grad, bytemuck::cast_slice(values)).unwrap();
         }
         optimizer.step(backend, &mut params, 1e-2, 0.5).unwrap();
-        let mut state = Vec::new();
-        for tensor in optimizer.tensors(backend, &params) {
-            (tensor.write)(&mut state).unwrap();
+        let file = folder.path().join(format!("{step}.safetensors"));
+        write_streamed(&file, optimizer.tensors(backend, &params).unwrap()).unwrap();
+        saved.push(std::fs::read(&file).unwrap());
+        if step == 1 {
+            let file = Checkpoint::open_file(&folder.path().join("0.safetensors")).unwrap();
+            optimizer.load(backend, &params, &file, 1).unwrap();
         }
-        saved.push(state);
     }
-    (bits(&backend.to_vec(params.values()).unwrap()), saved)
+    (bits(&backend.to_vec(params.values().unwrap()).unwrap()), saved)
 }
 
 #[test]
@@ -79,43 +94,45 @@ fn pages_have_the_bits_of_resident_state() {
         ("adamw_8bit", "paged_adamw_8bit"),
         ("lion_32bit", "paged_lion_32bit"),
     ] {
-        let expected = train_paged(&host(ORDERS[0]), resident, None);
+        let expected = train_paged(&one(ORDERS[0]), resident, None);
         let bytes = resident.parse::<Optim>().unwrap().state_bytes(3_500_000);
-        for (order, budget) in ORDERS.into_iter().zip([0, bytes * 3 / 4, 0]) {
-            let found = train_paged(&host(order), paged, Some(budget));
-            assert!(expected == found, "{paged} {order:?} with {budget} bytes");
+        for (executor, budget) in everywhere(Fault::None).into_iter().zip([0, bytes * 3 / 4, 0, 0]) {
+            let found = train_paged(&Cuda::on(executor).unwrap(), paged, Some(budget));
+            assert!(expected == found, "{paged} with {budget} bytes");
         }
     }
 }
 
-#[test]
-fn waits_that_are_missing_are_seen() {
-    let expected = train_paged(&host(ORDERS[0]), "lion_32bit", None);
-    for fault in [Fault::Wait(Stream::Compute), Fault::Wait(Stream::In), Fault::Wait(Stream::Out)] {
-        let differs = |order: &ThreadOrder| {
-            let backend = Cuda::on(Arc::new(Watched::on_host(*order, fault))).unwrap();
-            train_paged(&backend, "paged_lion_32bit", Some(0)) != expected
-        };
-        assert!(ORDERS.iter().any(differs), "{fault:?} changes nothing");
-    }
-}
-
-/// Steps of a tiny model's training with lengths of sequences that change: what the losses are, and what the executor was
-/// asked for in each.
-fn train(
-    watched: &Arc<Watched<HostExecutor>>,
+/// How a tiny model is trained.
+#[derive(Clone, Copy)]
+struct Run {
     with_graphs: bool,
     steps: usize,
-) -> Result<(Vec<u32>, Vec<Counts>)> {
-    let backend = Cuda::on_with(watched.clone(), with_graphs)?;
+    r: usize,
+    gradient_checkpointing: usize,
+    optimizer_memory: Option<usize>,
+}
+
+const RUN: Run = Run { with_graphs: true, steps: 6, r: 4, gradient_checkpointing: 0, optimizer_memory: None };
+
+/// Steps with lengths of sequences that change: what the losses are, that of an evaluation, parameters and the optimizer's
+/// state; and what the executor was asked for in each step.
+fn train(watched: &Arc<Watched<dyn Executor>>, run: Run) -> Result<(Vec<u32>, Vec<Counts>)> {
+    let backend = Cuda::on_with(watched.clone(), run.with_graphs)?;
     let options = LoadOptions { dtype: DType::BF16, quant: None };
     let mut model = Model::load(&path("llama"), &backend, options)?;
-    let mut lora = LoraConfig { r: 4, lora_dropout: 0.1, ..LoraConfig::default() };
+    let targets = TargetModules::AllLinear.into();
+    let mut lora = LoraConfig { r: run.r, lora_dropout: 0.1, targets, ..LoraConfig::default() };
     lora.attach(&mut model, 3)?;
-    let arguments = OptimizerArguments::default();
-    let mut optimizer = Optimizer::new(&backend, &model.params, arguments, &std::env::temp_dir())?;
+    model.gradient_checkpointing = run.gradient_checkpointing;
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = OptimizerArguments {
+        loraplus_lr_ratio: 4.0,
+        ..paged(run.optimizer_memory.map_or("adamw_torch", |_| "paged_adamw_32bit"), run.optimizer_memory)
+    };
+    let mut optimizer = Optimizer::new(&backend, &model.params, arguments, folder.path())?;
     let (mut all, mut counts) = (Vec::new(), Vec::new());
-    for step in 0..steps {
+    for step in 0..run.steps {
         let before = watched.counts();
         let batch = joined(&sequences(if step % 2 == 0 { &[13, 9] } else { &[9, 12] }));
         model.params.zero_grads()?;
@@ -124,25 +141,25 @@ fn train(
             let dropout = Dropout { seed: 1, step: step as u64, first_row };
             losses.push(model.train_step(&batch, 0.5 / batch.counted() as f32, Some(dropout))?);
         }
-        let (squares, losses) = backend.step_report(model.params.grads(), &losses)?;
+        let (squares, losses) = backend.step_report(model.params.grads()?, &losses)?;
         let (learning_rate, grad_scale) = (1e-2 / (1.0 + step as f64), clip_scale(squares.sqrt(), Some(1.0)));
         optimizer.step(&backend, &mut model.params, learning_rate, grad_scale)?;
         all.extend(bits(&losses));
-        let after = watched.counts();
-        counts.push(Counts {
-            waits: after.waits - before.waits,
-            launches: after.launches - before.launches,
-            graphs: after.graphs - before.graphs,
-            copies: after.copies - before.copies,
-        });
+        counts.push(watched.counts() - before);
     }
-    all.extend(bits(&backend.to_vec(model.params.values())?));
+    all.extend(bits(&backend.to_vec(&model.evaluate(&sequences(&[7])[0])?)?));
+    all.extend(bits(&backend.to_vec(model.params.values()?)?));
+    let mut state = Vec::new();
+    for tensor in optimizer.tensors(&backend, &model.params)? {
+        (tensor.write)(&mut state).unwrap();
+    }
+    all.extend(state.chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())));
     Ok((all, counts))
 }
 
 #[test]
 fn a_step_waits_once() {
-    let (_, counts) = train(&Arc::new(Watched::on_host(ORDERS[0], Fault::None)), true, 6).unwrap();
+    let (_, counts) = train(&first(Fault::None), RUN).unwrap();
     for counts in &counts[4..] {
         assert_eq!(counts.waits, 1, "{counts:?}");
         // Ids, positions, sequences and targets of two micro-batches; their losses, squares and faults.
@@ -153,27 +170,83 @@ fn a_step_waits_once() {
 
 #[test]
 fn graphs_have_the_bits_of_launches() {
-    let launches = train(&Arc::new(Watched::on_host(ORDERS[0], Fault::None)), false, 6).unwrap();
+    let launches = train(&first(Fault::None), Run { with_graphs: false, ..RUN }).unwrap();
     assert!(launches.1.iter().all(|counts| counts.graphs == 0));
-    for order in ORDERS {
-        let graphs = train(&Arc::new(Watched::on_host(order, Fault::None)), true, 6).unwrap();
-        assert!(graphs.0 == launches.0, "{order:?}: graphs change bits");
+    for watched in everywhere(Fault::None) {
+        let graphs = train(&watched, RUN).unwrap();
+        assert!(graphs.0 == launches.0, "{watched:?}: graphs change bits");
         let [first, .., last] = &graphs.1[..] else { panic!("there are steps") };
         assert!(
             first.graphs == 0 && last.graphs > 0 && last.launches < first.launches / 8,
             "{first:?} {last:?}"
         );
     }
-    // Old arguments point to memory that is gone, or lead to other losses.
-    let stale = train(&Arc::new(Watched::on_host(ORDERS[0], Fault::Update)), true, 6);
-    assert!(stale.is_err() || stale.unwrap().0 != launches.0, "graphs with old arguments go unnoticed");
+    // Old arguments point to memory that is gone, or lead to other losses. A GPU may not get over that.
+    if !device_only() {
+        let stale = train(&first(Fault::Update), RUN);
+        assert!(stale.is_err() || stale.unwrap().0 != launches.0, "graphs with old arguments go unnoticed");
+    }
+}
+
+#[test]
+fn checkpoints_have_the_bits_of_kept_activations() {
+    let kept = train(&first(Fault::None), RUN).unwrap();
+    for watched in everywhere(Fault::None) {
+        let again = train(&watched, Run { gradient_checkpointing: 1, ..RUN }).unwrap();
+        assert!(again.0 == kept.0, "{watched:?}: checkpoints change bits");
+    }
+}
+
+/// Adapters of three pages.
+const LARGE: Run = Run { r: 2200, steps: 2, ..RUN };
+
+/// The forward pass waits for pages when it comes to their parameters, and the host waits for none.
+#[test]
+fn pages_stream_while_the_model_works() {
+    let resident = train(&first(Fault::None), LARGE).unwrap();
+    for watched in &everywhere(Fault::None) {
+        let streamed = train(watched, Run { optimizer_memory: Some(0), ..LARGE }).unwrap();
+        assert!(streamed.0 == resident.0, "{watched:?}: pages change bits");
+        let last = streamed.1.last().unwrap();
+        assert!(last.waits == 1 && last.joins >= 3, "{last:?}");
+    }
+}
+
+#[test]
+fn waits_that_are_missing_are_seen() {
+    if device_only() {
+        return; // a GPU may be too fast, or too slow, to show it
+    }
+    let run = Run { optimizer_memory: Some(0), ..LARGE };
+    let model = |watched| train(&watched, run).map(|run| (run.0, Vec::new())).ok();
+    let pages = |watched| Some(train_paged(&Cuda::on(watched).unwrap(), "paged_lion_32bit", Some(0)));
+    let expected = [model(first(Fault::None)), pages(first(Fault::None))];
+    for (of, on) in [
+        (Stream::Compute, Stream::Beside),
+        (Stream::Beside, Stream::Compute),
+        (Stream::Beside, Stream::In),
+        (Stream::In, Stream::Out),
+        (Stream::Out, Stream::Beside),
+    ] {
+        let fault = Fault::Wait(of, on);
+        let differs = |order: &ThreadOrder| {
+            let executor: Arc<dyn Executor> = executors(&[*order]).remove(0);
+            let properties = executor.properties().clone();
+            let watched: Arc<Watched<dyn Executor>> = Arc::new(Watched::of(executor, properties, fault));
+            match of {
+                Stream::Compute => model(watched) != expected[0],
+                _ => pages(watched) != expected[1],
+            }
+        };
+        assert!(ORDERS.iter().any(differs), "{fault:?} changes nothing");
+    }
 }
 
 /// Logits and their gradients exist for as many rows as 64 MB hold: what 4096 tokens take more with a vocabulary of 152
 /// thousand than with one of 64.
 #[test]
 fn logits_stay_below_64_megabytes() {
-    let backend = host(ORDERS[0]);
+    let backend = one(ORDERS[0]);
     let activations = |vocabulary: usize, dtype: DType| {
         let folder = tempfile::tempdir().unwrap();
         let config = serde_json::json!({

@@ -96,6 +96,10 @@ fn open_cuda(ordinal: usize) -> Result<Backend> {
 /// Pages of optimizer state that are on their way or in use at a time.
 pub const PAGES_AHEAD: usize = 2;
 
+/// Where work beside other operations ends, by a number of the backend's own; see [`Kernels::beside`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mark(pub(crate) usize);
+
 /// The label of a token whose prediction does not count, as in Hugging Face's data.
 pub const IGNORE_INDEX: i32 = -100;
 
@@ -393,6 +397,21 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         Ok((gradients.map_or(Ok(0.0), |g| self.sum_squares(g))?, all))
     }
 
+    /// Calls `work`, whose operations come after all that were started before, in the order of such calls, and may run
+    /// beside those that are started after it, until [`Kernels::join`] takes the mark. Their tensors live until then, are
+    /// not written by others, and those that they write are not read.
+    ///
+    /// # Errors
+    /// What `work` fails with; whatever it started is done then.
+    fn beside(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Mark> {
+        work().map(|()| Mark(0))
+    }
+
+    /// Operations from now on come after the work that ended with the last of these marks, which are in its order.
+    fn join(&self, _marks: Vec<Mark>) -> Result<()> {
+        Ok(())
+    }
+
     /// Zeros in memory of the host, where optimizer state lives that this backend's own has no room for; `None` where a
     /// mapped file serves.
     ///
@@ -402,19 +421,20 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
-    /// Starts to bring a page of optimizer state to where operations take it, which is what it gives. At most
-    /// [`PAGES_AHEAD`] pages may be between this and [`Kernels::store_page`], which takes them in the same order.
+    /// Starts to bring a page of optimizer state to where operations take it, which is what it gives. Pages come in the
+    /// order of these calls, and the place is another page's when all handles to it are gone. A page that is not at home
+    /// yet is waited for.
     fn fetch_page(&self, page: &[Tensor]) -> Result<Vec<Tensor>> {
         page.iter().for_each(Tensor::fetch_pages);
         Ok(page.to_vec())
     }
 
-    /// Operations from now on find what [`Kernels::fetch_page`] brought.
+    /// Operations, or those of the work that calls this, from now on find what [`Kernels::fetch_page`] brought.
     fn begin_page(&self, _here: &[Tensor]) -> Result<()> {
         Ok(())
     }
 
-    /// Starts to bring a page back, as operations so far left it.
+    /// Starts to bring a page back, as the operations behind [`Kernels::begin_page`] left it.
     fn store_page(&self, _page: &[Tensor], here: Vec<Tensor>) -> Result<()> {
         here.iter().for_each(Tensor::release_pages);
         Ok(())

@@ -168,6 +168,8 @@ impl OptimizerArguments {
 pub struct Optimizer {
     arguments: OptimizerArguments,
     pages: Vec<Page>,
+    /// The first paged ones, on their way to where the next step takes them.
+    fetched: VecDeque<Vec<Tensor>>,
     step: u64,
     peak_learning_rate: Option<f64>,
 }
@@ -195,8 +197,8 @@ impl Optimizer {
             ));
         }
         let specs = arguments.optim.0.rule.state();
-        let pages = pages(backend, specs, params.values().elements(), arguments.optimizer_memory, folder)?;
-        Ok(Optimizer { arguments, pages, step: 0, peak_learning_rate: None })
+        let pages = pages(backend, specs, params.flat_elements(), arguments.optimizer_memory, folder)?;
+        Ok(Optimizer { arguments, pages, fetched: VecDeque::new(), step: 0, peak_learning_rate: None })
     }
 
     /// The rate of which the steps' are shares, as those of parameters with a peak of their own are then; without, each
@@ -213,11 +215,11 @@ impl Optimizer {
 
     /// Bytes of state in a file, or on a GPU in pinned host memory.
     pub fn paged_bytes(&self) -> usize {
-        let paged = self.pages.iter().filter(|page| page.is_paged());
-        paged.flat_map(|page| &page.state).map(|tensor| tensor.bytes()).sum()
+        self.paged().flat_map(|page| &page.state).map(|tensor| tensor.bytes()).sum()
     }
 
-    /// One step with the store's gradients times `grad_scale`.
+    /// One step with the store's gradients times `grad_scale`. If state is paged, it goes on beside what follows, and the
+    /// store gives each parameter as the step leaves it.
     ///
     /// # Errors
     /// When an operation fails.
@@ -229,7 +231,9 @@ impl Optimizer {
         grad_scale: f32,
     ) -> Result<()> {
         self.step += 1;
-        let Some(grads) = params.grads() else { return Ok(()) };
+        let Some(grads) = params.grads()?.cloned() else { return Ok(()) };
+        let values = params.values()?.clone();
+        let fetched = std::mem::take(&mut self.fetched);
         let arguments = &self.arguments;
         let step = OptimizerStep {
             learning_rate,
@@ -243,16 +247,7 @@ impl Optimizer {
         };
         let share = self.peak_learning_rate.map_or(1.0, |peak| learning_rate / peak);
         let (rule, runs) = (arguments.optim.0.rule, runs(params, arguments.loraplus_lr_ratio != 1.0));
-        let mut fetched = VecDeque::with_capacity(PAGES_AHEAD);
-        let mut ahead = self.pages.iter();
-        for page in &self.pages {
-            while fetched.len() < PAGES_AHEAD
-                && let Some(next) = ahead.next()
-            {
-                fetched.push_back(backend.fetch_page(&next.state)?);
-            }
-            let here = fetched.pop_front().expect("the page is among those fetched");
-            backend.begin_page(&here)?;
+        let change = |page: &Page, here: &[Tensor]| {
             for Run { range: run, decay, pace } in &runs {
                 let range = run.start.max(page.range.start)..run.end.min(page.range.end);
                 if range.is_empty() {
@@ -267,13 +262,55 @@ impl Optimizer {
                     },
                     ..step
                 };
-                let mut p = params.values().slice(range.clone())?;
-                let g = grads.slice(range.clone())?;
-                self.apply(backend, &mut p, &g, &mut page.slices(&here, rule.state(), &range)?, &step)?;
+                let (mut p, g) = (values.slice(range.clone())?, grads.slice(range.clone())?);
+                self.apply(backend, &mut p, &g, &mut page.slices(here, rule.state(), &range)?, &step)?;
             }
-            backend.store_page(&page.state, here)?;
+            Ok(())
+        };
+        if self.paged().next().is_none() {
+            self.pages.iter().try_for_each(|page| change(page, &page.state))?;
+            return params.refresh_compute(0..values.elements());
         }
-        params.refresh_compute()
+        self.fetched = self.change_beside(backend, params, fetched, &change)?;
+        Ok(())
+    }
+
+    /// Changes page by page beside the operations that follow, so that the next forward pass waits only for the pages of
+    /// the parameters that it comes to. `fetched` are the first pages that are on their way; gives those that the next
+    /// step begins with.
+    fn change_beside(
+        &self,
+        backend: &Backend,
+        params: &ParamStore,
+        mut fetched: VecDeque<Vec<Tensor>>,
+        change: &dyn Fn(&Page, &[Tensor]) -> Result<()>,
+    ) -> Result<VecDeque<Vec<Tensor>>> {
+        let mut ahead = self.paged().skip(fetched.len());
+        for page in &self.pages {
+            while page.is_paged()
+                && fetched.len() < PAGES_AHEAD
+                && let Some(next) = ahead.next()
+            {
+                fetched.push_back(backend.fetch_page(&next.state)?);
+            }
+            let here = match page.is_paged() {
+                true => fetched.pop_front().expect("the page is among those fetched"),
+                false => page.state.clone(),
+            };
+            let end = backend.beside(&mut || {
+                backend.begin_page(&here)?;
+                change(page, &here)?;
+                params.refresh_compute(page.range.clone())?;
+                if page.is_paged() { backend.store_page(&page.state, here.clone()) } else { Ok(()) }
+            })?;
+            params.changes_beside(page.range.start, end, if page.is_paged() { Vec::new() } else { here });
+        }
+        let first = self.paged().take(PAGES_AHEAD);
+        first.map(|page| backend.fetch_page(&page.state)).collect()
+    }
+
+    fn paged(&self) -> impl Iterator<Item = &Page> {
+        self.pages.iter().filter(|page| page.is_paged())
     }
 
     fn apply(
@@ -295,8 +332,16 @@ impl Optimizer {
         }
     }
 
-    /// The state by parameter, to be written: `exp_avg.NAME` and so on.
-    pub fn tensors<'a>(&'a self, backend: &'a Backend, params: &ParamStore) -> Vec<StreamedTensor<'a>> {
+    /// The state by parameter, to be written before the next step: `exp_avg.NAME` and so on.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn tensors<'a>(
+        &'a self,
+        backend: &'a Backend,
+        params: &ParamStore,
+    ) -> Result<Vec<StreamedTensor<'a>>> {
+        params.finish_step()?;
         let mut tensors = Vec::new();
         for info in params.infos() {
             for (i, spec) in self.arguments.optim.0.rule.state().iter().enumerate() {
@@ -317,7 +362,7 @@ impl Optimizer {
                 });
             }
         }
-        tensors
+        Ok(tensors)
     }
 
     /// Takes the state that a checkpoint holds after `steps` steps.
@@ -331,6 +376,8 @@ impl Optimizer {
         file: &Checkpoint,
         steps: u64,
     ) -> Result<()> {
+        params.finish_step()?;
+        self.fetched.clear();
         for info in params.infos() {
             for (i, spec) in self.arguments.optim.0.rule.state().iter().enumerate() {
                 let name = format!("{}.{}", spec.name, info.name);

@@ -89,7 +89,7 @@ pub fn save(
         fs::create_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
         method.save(model, &temporary)?;
         method.save_state(model, &temporary)?;
-        write_streamed(&temporary.join(OPTIMIZER_FILE), optimizer.tensors(&model.backend, &model.params))?;
+        write_streamed(&temporary.join(OPTIMIZER_FILE), optimizer.tensors(&model.backend, &model.params)?)?;
         let text = serde_json::to_string_pretty(state).map_err(|e| Error::format(&dir, e.to_string()))?;
         write_atomic_bytes(&temporary.join(STATE_FILE), text.as_bytes())?;
         if dir.exists() {

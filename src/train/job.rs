@@ -195,7 +195,7 @@ impl Job {
     fn optimize(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<StepMetrics> {
         let step = self.state.global_step;
         let regularization = self.method.regularize(model)?;
-        let (squares, losses) = model.backend.step_report(model.params.grads(), &in_hand.losses)?;
+        let (squares, losses) = model.backend.step_report(model.params.grads()?, &in_hand.losses)?;
         let sum = losses.into_iter().fold(0.0, |sum, loss| sum + f64::from(loss));
         let (loss, grad_norm) = (sum / in_hand.counted.max(1) as f64 + regularization, squares.sqrt());
         for (what, value) in [("loss", loss), ("gradient norm", grad_norm)] {

@@ -154,7 +154,7 @@ impl Planner {
     pub fn plan(&mut self, arguments: &PlanArguments) -> Result<MemoryPlan> {
         let backend = self.model.backend.clone();
         let arena = backend.arena();
-        let held = arena.live_bytes() - self.model.params.grads().map_or(0, |g| g.capacity());
+        let held = arena.live_bytes() - self.model.params.grads_bytes();
         self.model.params.zero_grads()?;
         let before = arena.live_bytes();
         arena.reset_peak();
@@ -164,7 +164,7 @@ impl Planner {
         if let Some(rows) = arguments.eval_rows {
             self.model.evaluate(&batch(rows, arguments.length))?;
         }
-        let elements = self.model.params.values().elements();
+        let elements = self.model.params.flat_elements();
         let (optimizer, paged) = arguments.optimizer.state_bytes(elements);
         Ok(MemoryPlan {
             base: held - self.trainables - self.state,

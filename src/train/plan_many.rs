@@ -77,7 +77,7 @@ impl ManyPlanner {
         let mut all = self.model.side_by_side(&named)?;
         let backend = self.model.backend.clone();
         let arena = backend.arena();
-        let gradients = |run: &PlannedRun| run.adapter.params().grads().map_or(0, |g| g.capacity());
+        let gradients = |run: &PlannedRun| run.adapter.params().grads_bytes();
         let held = arena.live_bytes() - self.runs.iter().map(gradients).sum::<usize>();
         for run in &mut self.runs {
             run.adapter.params_mut().zero_grads()?;
@@ -104,7 +104,7 @@ impl ManyPlanner {
         let (mut optimizer, mut paged, mut loading) = (0, 0, 0);
         for (run, job) in self.runs.iter().zip(jobs) {
             loading = loading.max(run.loading + optimizer);
-            let elements = run.adapter.params().values().elements();
+            let elements = run.adapter.params().flat_elements();
             let (in_memory, in_file) = job.optimizer.state_bytes(elements);
             (optimizer, paged) = (optimizer + in_memory, paged + in_file);
         }

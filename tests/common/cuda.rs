@@ -25,16 +25,27 @@ pub fn one(order: ThreadOrder) -> Backend {
     if device_only() { Cuda::new(0).unwrap() } else { host(order) }
 }
 
+/// The kernels on the host, unless the GPU alone is to be tested, in each of these orders; and the GPU if there is one.
+pub fn executors(orders: &[ThreadOrder]) -> Vec<Arc<dyn Executor>> {
+    let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
+    if !device_only() {
+        let host = |order| HostExecutor::open(&project_library(), order).unwrap();
+        executors.extend(orders.iter().map(|order| -> Arc<dyn Executor> { Arc::new(host(*order)) }));
+    }
+    if device_only() || driver_is_present() {
+        executors.push(Arc::new(Device::open(0).unwrap()));
+    }
+    executors
+}
+
 /// Every executor that there is here.
 pub fn all() -> Vec<Backend> {
-    if device_only() {
-        return vec![Cuda::new(0).unwrap()];
-    }
-    let mut backends: Vec<Backend> = ORDERS.into_iter().map(host).collect();
-    if driver_is_present() {
-        backends.push(Cuda::new(0).unwrap());
-    }
-    backends
+    executors(&ORDERS).into_iter().map(|executor| Cuda::on(executor).unwrap()).collect()
+}
+
+/// One executor of each kind, for what takes a while when the host acts a device.
+pub fn one_of_each() -> Vec<Backend> {
+    executors(&ORDERS[..1]).into_iter().map(|executor| Cuda::on(executor).unwrap()).collect()
 }
 
 /// Backends that must have the same bits, those of each chip together: first the portable kernels alone.

@@ -4,40 +4,91 @@ use super::host_kernels::project_library;
 use lowrank::Result;
 use lowrank::arena::MemorySource;
 use lowrank::backend::cuda::{
-    Counts, Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder, TmaMatrix,
+    Event, Executor, Graph, HostExecutor, Launch, Node, Properties, Stream, ThreadOrder, TmaMatrix,
 };
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
     None,
-    /// Waits of a stream for events of others.
-    Wait(Stream),
+    /// Waits of one stream for events of another.
+    Wait(Stream, Stream),
     /// Waits of the host.
     Synchronize,
     /// Updates of graphs.
     Update,
     /// Graphs: kernels start one by one.
     Graphs,
+    /// The end of kernels for Hopper; there are no graphs.
+    End,
 }
 
-/// An executor with a fault of whoever drives it, which keeps the names of the kernels it runs by themselves and what they
-/// fail with.
+/// What an executor was asked for so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Waits of the host for something that was started.
+    pub waits: usize,
+    /// Kernels started one by one.
+    pub launches: usize,
+    /// Graphs started.
+    pub graphs: usize,
+    /// Copies by themselves.
+    pub copies: usize,
+    /// Waits of the stream of computations for others.
+    pub joins: usize,
+}
+
+impl std::ops::Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Counts {
+            waits: self.waits - other.waits,
+            launches: self.launches - other.launches,
+            graphs: self.graphs - other.graphs,
+            copies: self.copies - other.copies,
+            joins: self.joins - other.joins,
+        }
+    }
+}
+
+/// An executor with a fault of whoever drives it, which counts, and keeps the names of the kernels it runs by themselves and
+/// what they fail with.
 #[derive(Debug)]
 pub struct Watched<E: Executor + ?Sized> {
     properties: Properties,
     fault: Fault,
     kernels: Mutex<Vec<String>>,
     errors: Mutex<Vec<String>>,
+    /// Where each event was recorded last.
+    recorded: Mutex<HashMap<Event, Stream>>,
+    counts: Mutex<Counts>,
     inner: Arc<E>,
 }
 
 impl<E: Executor + ?Sized> Watched<E> {
     pub fn of(inner: Arc<E>, properties: Properties, fault: Fault) -> Self {
-        Watched { properties, fault, kernels: Mutex::default(), errors: Mutex::default(), inner }
+        let (kernels, errors, recorded) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Watched { properties, fault, kernels, errors, recorded, counts: Mutex::default(), inner }
+    }
+
+    pub fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap()
+    }
+
+    /// Whether a kernel runs that does not end.
+    fn never_ends(&self) -> bool {
+        self.fault == Fault::End
+            && self.kernels.lock().unwrap().iter().any(|kernel| kernel.contains("hopper"))
+    }
+
+    fn count(&self, one: impl FnOnce(&mut Counts)) {
+        one(&mut self.counts.lock().unwrap());
     }
 
     /// Of what it runs on.
@@ -62,10 +113,6 @@ impl Watched<HostExecutor> {
     pub fn on_host(order: ThreadOrder, fault: Fault) -> Self {
         let inner = Arc::new(HostExecutor::open(&project_library(), order).unwrap());
         Watched::of(inner.clone(), inner.properties().clone(), fault)
-    }
-
-    pub fn counts(&self) -> Counts {
-        self.inner.counts()
     }
 }
 
@@ -97,6 +144,7 @@ impl<E: Executor + ?Sized> Executor for Watched<E> {
     }
 
     unsafe fn copy(&self, stream: Stream, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+        self.count(|counts| counts.copies += 1);
         // SAFETY: the caller's promise.
         unsafe { self.inner.copy(stream, to, from, bytes) }
     }
@@ -105,10 +153,11 @@ impl<E: Executor + ?Sized> Executor for Watched<E> {
         self.inner.tensor_map(matrix)
     }
 
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+    unsafe fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()> {
+        self.count(|counts| counts.launches += 1);
         self.kernels.lock().unwrap().push(launch.kernel.into());
         // SAFETY: the caller's promise.
-        let result = unsafe { self.inner.launch(launch) };
+        let result = unsafe { self.inner.launch(stream, launch) };
         self.errors.lock().unwrap().extend(result.as_ref().err().map(ToString::to_string));
         result
     }
@@ -118,23 +167,37 @@ impl<E: Executor + ?Sized> Executor for Watched<E> {
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        self.recorded.lock().unwrap().insert(event, stream);
         self.inner.record(event, stream)
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<()> {
-        if self.fault == Fault::Wait(stream) { Ok(()) } else { self.inner.wait(stream, event) }
+        let Some(of) = self.recorded.lock().unwrap().get(&event).copied() else { return Ok(()) };
+        self.count(|counts| counts.joins += usize::from(stream == Stream::Compute));
+        if self.fault == Fault::Wait(stream, of) { Ok(()) } else { self.inner.wait(stream, event) }
     }
 
     fn synchronize(&self, event: Event) -> Result<()> {
+        if self.recorded.lock().unwrap().contains_key(&event) {
+            self.count(|counts| counts.waits += 1);
+        }
+        assert!(!self.never_ends(), "this would wait forever");
         if self.fault == Fault::Synchronize { Ok(()) } else { self.inner.synchronize(event) }
     }
 
+    fn synchronize_within(&self, event: Event, limit: Duration) -> Result<bool> {
+        self.count(|counts| counts.waits += 1);
+        if self.never_ends() { Ok(false) } else { self.inner.synchronize_within(event, limit) }
+    }
+
     fn finish(&self) -> Result<()> {
+        assert!(!self.never_ends(), "this would wait forever");
+        self.count(|counts| counts.waits += 1);
         self.inner.finish()
     }
 
     fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph> {
-        if self.fault == Fault::Graphs {
+        if matches!(self.fault, Fault::Graphs | Fault::End) {
             return Err(lowrank::Error::Unsupported("there are no graphs".into()));
         }
         self.inner.graph(nodes)
@@ -145,6 +208,7 @@ impl<E: Executor + ?Sized> Executor for Watched<E> {
     }
 
     unsafe fn launch_graph(&self, graph: Graph) -> Result<()> {
+        self.count(|counts| counts.graphs += 1);
         // SAFETY: the caller's promise.
         unsafe { self.inner.launch_graph(graph) }
     }

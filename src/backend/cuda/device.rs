@@ -1,7 +1,8 @@
 //! The executor on a GPU, by the CUDA driver's interface.
 //!
-//! The driver's library is loaded when the first device is asked for; nothing links it. All computations go to one
-//! stream, so that memory may be reused as soon as the last operation on it was started.
+//! The driver's library is loaded when the first device is asked for; nothing links it. Computations go to one
+//! stream, so that memory may be reused as soon as the last operation on it was started; what goes beside them keeps its
+//! memory until they wait for it.
 
 use super::executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
 use super::kernels::KernelFile;
@@ -14,6 +15,9 @@ use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// The oldest driver that takes the kernels' binaries, as the driver counts: 1000 * major + 10 * minor.
 const OLDEST_DRIVER: i32 = 13_000;
@@ -21,18 +25,22 @@ const OLDEST_DRIVER: i32 = 13_000;
 /// Dynamic shared memory that a kernel may have without being told, beside static arrays of up to 2 KiB: together 48 KiB.
 const PLAIN_SHARED: u32 = 46 << 10;
 
+/// Between two questions whether an event was reached.
+const POLL: Duration = Duration::from_micros(100);
+
 /// A GPU with its kernels loaded.
 pub struct Device {
     ordinal: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    streams: [sys::CUstream; 3], // by `Stream`
+    streams: [sys::CUstream; 4], // by `Stream`
     events: Mutex<Vec<Handle<sys::CUevent>>>,
     graphs: Mutex<HashMap<usize, Recorded>>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
     properties: Properties,
     has_pool: bool,
+    lost: AtomicBool,
 }
 
 /// A handle of the driver.
@@ -164,20 +172,27 @@ impl Device {
             ordinal,
             device,
             context,
-            streams: [std::ptr::null_mut(); 3],
+            streams: [std::ptr::null_mut(); 4],
             events: Mutex::new(Vec::new()),
             graphs: Mutex::new(HashMap::new()),
             modules: Vec::new(),
             functions: Mutex::new(HashMap::new()),
             properties,
             has_pool: attribute(CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
+            lost: AtomicBool::new(false),
         };
         opened.enter()?;
         if opened.has_pool {
             opened.keep_pool().map_err(fail("the device's memory can't be pooled"))?;
         }
-        for stream in &mut opened.streams {
-            *stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+        for stream in Stream::ALL {
+            // Lower numbers go first; the driver takes them for the nearest that it has. Kernels beside the others are small,
+            // and the others wait for them.
+            let (flags, priority) =
+                (sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32, -i32::from(stream == Stream::Beside));
+            // SAFETY: the context is current; the driver writes one handle.
+            unsafe { sys::cuStreamCreateWithPriority(&mut opened.streams[stream as usize], flags, priority) }
+                .result()
                 .map_err(fail("no stream could be made"))?;
         }
         for image in file.images() {
@@ -204,8 +219,11 @@ impl Device {
         Error::device(format!("cuda:{}", self.ordinal), format!("{what}: {}", describe(e)))
     }
 
-    /// Makes the device's context the calling thread's.
+    /// Makes the device's context the calling thread's. Every call of the driver comes after it.
     fn enter(&self) -> Result<()> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(Error::device(format!("cuda:{}", self.ordinal), "a kernel on it does not end"));
+        }
         // SAFETY: the context lives as long as the device.
         unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.error("the device is lost", e))
     }
@@ -384,7 +402,7 @@ impl Executor for Device {
         Ok(map.opaque)
     }
 
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+    unsafe fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()> {
         self.enter()?;
         let function = self.function(launch.kernel, launch.shared_bytes)?;
         let [x, y, z] = launch.grid;
@@ -398,7 +416,7 @@ impl Executor for Device {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: launch.shared_bytes,
-            hStream: self.streams[Stream::Compute as usize],
+            hStream: self.streams[stream as usize],
             attrs: &mut cluster,
             numAttrs: u32::from(launch.cluster > 1),
         };
@@ -438,6 +456,23 @@ impl Executor for Device {
         unsafe { sys::cuEventSynchronize(self.event_handle(event)) }
             .result()
             .map_err(|e| self.error("the device failed", e))
+    }
+
+    fn synchronize_within(&self, event: Event, limit: Duration) -> Result<bool> {
+        self.enter()?;
+        let (start, handle) = (Instant::now(), self.event_handle(event));
+        loop {
+            // SAFETY: the event is this device's.
+            match unsafe { sys::cuEventQuery(handle) } {
+                sys::CUresult::CUDA_SUCCESS => return Ok(true),
+                sys::CUresult::CUDA_ERROR_NOT_READY if start.elapsed() < limit => sleep(POLL),
+                sys::CUresult::CUDA_ERROR_NOT_READY => {
+                    self.lost.store(true, Ordering::Relaxed);
+                    return Ok(false);
+                }
+                e => return Err(self.error("the device failed", DriverError(e))),
+            }
+        }
     }
 
     fn finish(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 use crate::arena::MemorySource;
 use crate::error::Result;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 /// What a device is and has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub enum Node<'a> {
 pub enum Stream {
     /// Kernels, and copies that they wait for.
     Compute,
+    /// Kernels beside them.
+    Beside,
     /// Copies to the device beside them.
     In,
     /// Copies to the host beside them.
@@ -77,7 +80,7 @@ pub enum Stream {
 
 impl Stream {
     /// All streams.
-    pub const ALL: [Stream; 3] = [Stream::Compute, Stream::In, Stream::Out];
+    pub const ALL: [Stream; 4] = [Stream::Compute, Stream::Beside, Stream::In, Stream::Out];
 }
 
 /// A mark in a stream, by number; whoever waits for it waits for what was there before it when it was last recorded.
@@ -88,8 +91,8 @@ pub struct Event(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Graph(pub usize);
 
-/// A device: memory, copies and launches. Only [`Executor::synchronize`], [`Executor::finish`] and
-/// [`Executor::free_pinned`] wait. Memory is taken and given back in the order of the stream of computations.
+/// A device: memory, copies and launches. Only [`Executor::synchronize`], [`Executor::synchronize_within`],
+/// [`Executor::finish`] and [`Executor::free_pinned`] wait. Memory is taken and given back in the order of the stream of computations.
 pub trait Executor: MemorySource {
     /// What the device is and has.
     fn properties(&self) -> &Properties;
@@ -125,7 +128,7 @@ pub trait Executor: MemorySource {
     /// When TMA can't copy it.
     fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]>;
 
-    /// Starts a kernel, in the stream of computations.
+    /// Starts a kernel, in a stream of computations.
     ///
     /// # Errors
     /// When there is no such kernel, or the device fails.
@@ -133,7 +136,7 @@ pub trait Executor: MemorySource {
     /// # Safety
     /// The kernel's argument is the structure that `cuda/params.h` gives it, and what that points to is as the kernel
     /// expects it.
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    unsafe fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()>;
 
     /// A new event, which counts as reached until it is recorded.
     ///
@@ -158,6 +161,13 @@ pub trait Executor: MemorySource {
     /// # Errors
     /// When what was started before it failed.
     fn synchronize(&self, event: Event) -> Result<()>;
+
+    /// The same, but not longer than `limit`: whether it was reached. If it was not, the device counts as lost: whatever it
+    /// is asked for from then on is an error at once, so that nobody waits for it.
+    ///
+    /// # Errors
+    /// When what was started before it failed.
+    fn synchronize_within(&self, event: Event, limit: Duration) -> Result<bool>;
 
     /// Waits on the host for everything that was started.
     ///

@@ -15,6 +15,7 @@ use crate::rng::{Philox, PhiloxKey, Stream};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// Of the result, in a block's tile; threads.
 const COLUMNS: usize = 128;
@@ -45,6 +46,9 @@ const TILES: [Tile; 3] = [
     wgmma(128, true, [160, 192], 2500),
 ];
 
+/// A check's products take microseconds.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+
 /// Which kernels for Hopper serve on a device.
 #[derive(Debug)]
 pub(super) struct Checked {
@@ -62,7 +66,8 @@ impl Checked {
         self.there
     }
 
-    /// Whether a kernel serves: `miss` found nothing amiss. Asked once; a miss is one line on stderr.
+    /// Whether a kernel serves: `miss` found nothing amiss. Asked once; a miss is one line on stderr. A kernel that does
+    /// not end is an error, since the device does nothing else then.
     pub(super) fn serves(
         &self,
         cuda: &Cuda,
@@ -76,10 +81,17 @@ impl Checked {
         if let Some(serves) = known().get(&kernel) {
             return Ok(*serves);
         }
-        let miss = match miss() {
+        let miss = match cuda.queue.within(CHECK_LIMIT, miss) {
             Err(e @ Error::OutOfMemory { .. }) => return Err(e),
             Err(e) => Some(e.to_string()),
-            Ok(miss) => miss,
+            Ok(Some(miss)) => miss,
+            Ok(None) => {
+                let seconds = CHECK_LIMIT.as_secs();
+                let message = format!(
+                    "{kernel} has not ended after {seconds} seconds of its check, and nothing can run behind it; set LOWRANK_CUDA_PORTABLE=1 to go without kernels for one kind of chip"
+                );
+                return Err(Error::device(cuda.name(), message));
+            }
         };
         if let Some(miss) = &miss {
             eprintln!(

@@ -1,4 +1,4 @@
-//! The CUDA backend: kernels of `cuda/*.cu`, launched in program order on one stream.
+//! The CUDA backend: kernels of `cuda/*.cu`, launched in program order on one stream, but for an optimizer's pages.
 //!
 //! Operations on elements and rows have the bits of the CPU; products and attention are deterministic and as near to
 //! the truth as plain arithmetic, and a row's bits depend on that row alone. The same kernels run on the host in tests
@@ -28,11 +28,12 @@ mod staging;
 
 pub use device::{Device, driver_is_present};
 pub use executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
-pub use host::{Counts, HostExecutor, ThreadOrder};
+pub use host::{HostExecutor, ThreadOrder};
 
 use super::check::{self, ensure};
 use super::{
-    Activation, AttentionShape, Backend, Gemm, Kernels, Moments8bit, OptimizerStep, RopeShape, SampleRow,
+    Activation, AttentionShape, Backend, Gemm, Kernels, Mark, Moments8bit, OptimizerStep, RopeShape,
+    SampleRow,
 };
 use crate::arena::Arena;
 use crate::dtype::DType;
@@ -78,7 +79,7 @@ impl Cuda {
     ///
     /// # Errors
     /// When it has no memory.
-    pub fn on<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
+    pub fn on(executor: Arc<dyn Executor>) -> Result<Backend> {
         Self::open(executor, is_on("LOWRANK_CUDA_PORTABLE", false), is_on("LOWRANK_CUDA_GRAPHS", true))
     }
 
@@ -86,7 +87,7 @@ impl Cuda {
     ///
     /// # Errors
     /// When the executor has no memory.
-    pub fn portable<E: Executor + 'static>(executor: Arc<E>) -> Result<Backend> {
+    pub fn portable(executor: Arc<dyn Executor>) -> Result<Backend> {
         Self::open(executor, true, is_on("LOWRANK_CUDA_GRAPHS", true))
     }
 
@@ -94,13 +95,13 @@ impl Cuda {
     ///
     /// # Errors
     /// When it has no memory.
-    pub fn on_with<E: Executor + 'static>(executor: Arc<E>, with_graphs: bool) -> Result<Backend> {
+    pub fn on_with(executor: Arc<dyn Executor>, with_graphs: bool) -> Result<Backend> {
         Self::open(executor, is_on("LOWRANK_CUDA_PORTABLE", false), with_graphs)
     }
 
     fn open(executor: Arc<dyn Executor>, portable: bool, with_graphs: bool) -> Result<Backend> {
         let hopper = Arc::new(gemm_hopper::Checked::new(executor.properties(), portable));
-        let queue = Arc::new(Queue::new(executor.clone(), with_graphs));
+        let queue = Arc::new(Queue::new(executor.clone(), with_graphs)?);
         let arena = Arena::on_device(queue.clone());
         let cuda = Self::with(executor, queue, arena, hopper, false)?;
         cuda.reset_faults()?;
@@ -575,6 +576,18 @@ impl Kernels for Cuda {
 
     fn sample(&self, logits: &mut Tensor, rows: &[SampleRow<'_>]) -> Result<Vec<Option<u32>>> {
         sample::sample(self, logits, rows)
+    }
+
+    fn beside(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Mark> {
+        let end = self.paging().take_mark(&*self.executor)?;
+        self.queue.beside(end, work)?;
+        Ok(Mark(end.0))
+    }
+
+    fn join(&self, marks: Vec<Mark>) -> Result<()> {
+        let ends = marks.into_iter().map(|Mark(end)| Event(end)).collect();
+        let Some(last) = self.paging().give_marks(ends) else { return Ok(()) };
+        self.queue.join(last)
     }
 
     fn page_memory(&self, shape: &[usize], dtype: DType) -> Result<Option<Tensor>> {

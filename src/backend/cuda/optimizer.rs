@@ -67,6 +67,7 @@ pub(super) fn adamw_8bit(
         let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
         let all = [&signed.levels[..], &signed.midpoints, &unsigned.levels, &unsigned.midpoints].concat();
         *maps = Some((cuda as &dyn Kernels).from_slice(&all, &[all.len()])?);
+        cuda.queue.fork()?; // work beside the computations reads them, too
     }
     let map = |start: usize| read::<f32>(maps.as_ref().expect("made above")).map(|p| p.wrapping_add(start));
     let params = adamw_8bit_params {

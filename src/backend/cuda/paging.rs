@@ -5,7 +5,7 @@ use super::Cuda;
 use super::executor::{Event, Executor, Stream};
 use super::staging::Pinned;
 use crate::arena::Arena;
-use crate::backend::{Kernels, PAGES_AHEAD};
+use crate::backend::Kernels;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -19,11 +19,13 @@ const PART_ALIGNMENT: usize = 256;
 pub(super) struct Paging {
     home: Arena,
     slots: Vec<Slot>,
-    next: usize,
     /// In the stream out, behind the last page that was stored.
     stored: Event,
+    /// Events of marks that nobody has.
+    marks: Vec<Event>,
 }
 
+/// A place for a page on the device, free when nobody else has a handle to its memory.
 #[derive(Debug)]
 struct Slot {
     memory: Tensor, // u8
@@ -34,7 +36,7 @@ struct Slot {
 impl Paging {
     pub fn new(executor: &Arc<dyn Executor>) -> Result<Self> {
         let home = Arena::of_host(Arc::new(Pinned(executor.clone())));
-        Ok(Paging { home, slots: Vec::new(), next: 0, stored: executor.event()? })
+        Ok(Paging { home, slots: Vec::new(), stored: executor.event()?, marks: Vec::new() })
     }
 
     /// Zeros in pinned memory.
@@ -46,11 +48,25 @@ impl Paging {
         Ok(page)
     }
 
-    /// Waits until what was stored is in the host's memory.
+    /// Waits until pages in pinned memory are whole and nobody reads them.
     pub fn settle(&self, executor: &dyn Executor) -> Result<()> {
+        self.slots.iter().try_for_each(|slot| executor.synchronize(slot.fetched))?;
         executor.synchronize(self.stored)
     }
 
+    /// An event for a mark.
+    pub fn take_mark(&mut self, executor: &dyn Executor) -> Result<Event> {
+        self.marks.pop().map_or_else(|| executor.event(), Ok)
+    }
+
+    /// Takes marks' events back, of which it gives the last: whoever waits for it waits for it as it was recorded.
+    pub fn give_marks(&mut self, marks: Vec<Event>) -> Option<Event> {
+        let last = marks.last().copied();
+        self.marks.extend(marks);
+        last
+    }
+
+    /// The slot that a page came to.
     fn slot(&self, here: &[Tensor]) -> Result<Option<&Slot>> {
         let Some(first) = here.first() else { return Ok(None) };
         for slot in &self.slots {
@@ -59,6 +75,31 @@ impl Paging {
             }
         }
         Ok(None)
+    }
+
+    /// A free slot of so many bytes; a new one in the place of a smaller one, or beside the others.
+    fn free_slot(&mut self, cuda: &Cuda, bytes: usize) -> Result<&Slot> {
+        let executor = &*cuda.executor;
+        let is_free = |slot: &Slot| slot.memory.is_unique();
+        let serves = |slot: &Slot| is_free(slot) && slot.memory.bytes() >= bytes;
+        if let Some(found) = self.slots.iter().position(serves) {
+            return Ok(&self.slots[found]);
+        }
+        if let Some(small) = self.slots.iter().position(is_free) {
+            cuda.queue.finish()?; // what is on its way uses the old memory
+            self.slots.remove(small);
+        }
+        let slot = Slot {
+            memory: cuda.empty(&[bytes], DType::U8)?,
+            fetched: executor.event()?,
+            updated: executor.event()?,
+        };
+        // The new memory is there in the order of the computations.
+        cuda.queue.flush()?;
+        executor.record(slot.updated, Stream::Compute)?;
+        executor.wait(Stream::In, slot.updated)?;
+        self.slots.push(slot);
+        Ok(self.slots.last().expect("it was just added"))
     }
 }
 
@@ -73,24 +114,10 @@ pub(super) fn fetch(cuda: &Cuda, page: &[Tensor]) -> Result<Vec<Tensor>> {
     }
     let bytes = page.iter().map(|part| part.bytes().next_multiple_of(PART_ALIGNMENT)).sum();
     let mut paging = cuda.paging();
-    let (executor, next) = (&*cuda.executor, paging.next);
-    paging.next = (next + 1) % PAGES_AHEAD;
-    if paging.slots.get(next).is_none_or(|slot| slot.memory.bytes() < bytes) {
-        cuda.queue.finish()?; // what is on its way uses the old memory
-        paging.slots.truncate(next);
-        let slot = Slot {
-            memory: cuda.empty(&[bytes], DType::U8)?,
-            fetched: executor.event()?,
-            updated: executor.event()?,
-        };
-        // The new memory is there in the order of the computations.
-        executor.record(slot.updated, Stream::Compute)?;
-        executor.wait(Stream::In, slot.updated)?;
-        paging.slots.push(slot);
-    }
-    let slot = &paging.slots[next];
-    // The last page stored was the slot's, and the page itself was stored before it.
-    executor.wait(Stream::In, paging.stored)?;
+    let (executor, stored) = (&*cuda.executor, paging.stored);
+    let slot = paging.free_slot(cuda, bytes)?;
+    // What the slot had before was stored until then, and the page itself.
+    executor.wait(Stream::In, stored)?;
     let mut here = Vec::with_capacity(page.len());
     let mut start = 0;
     for part in page {
@@ -108,7 +135,7 @@ pub(super) fn begin(cuda: &Cuda, here: &[Tensor]) -> Result<()> {
     let paging = cuda.paging();
     let Some(slot) = paging.slot(here)? else { return Ok(()) };
     cuda.queue.flush()?;
-    cuda.executor.wait(Stream::Compute, slot.fetched)
+    cuda.executor.wait(cuda.queue.stream(), slot.fetched)
 }
 
 pub(super) fn store(cuda: &Cuda, page: &[Tensor], here: &[Tensor]) -> Result<()> {
@@ -116,7 +143,7 @@ pub(super) fn store(cuda: &Cuda, page: &[Tensor], here: &[Tensor]) -> Result<()>
     let Some(slot) = paging.slot(here)? else { return Ok(()) };
     let executor = &*cuda.executor;
     cuda.queue.flush()?;
-    executor.record(slot.updated, Stream::Compute)?;
+    executor.record(slot.updated, cuda.queue.stream())?;
     executor.wait(Stream::Out, slot.updated)?;
     for (part, here) in page.iter().zip(here) {
         let to = part.clone().host_bytes_mut()?;

@@ -7,12 +7,13 @@
 
 use super::executor::{Event, Executor, Graph, Launch, Node, Stream};
 use crate::arena::MemorySource;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::collections::hash_map::{DefaultHasher, Entry};
 use std::hash::{Hash, Hasher};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// Nodes of a graph: so many are gathered before the device gets them, so the device works while the host prepares more.
 const GRAPH_NODES: usize = 64;
@@ -30,12 +31,16 @@ const MAX_GRAPHS: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Queue {
     executor: Arc<dyn Executor>,
+    /// In the stream of computations, what comes before work beside them.
+    fork: Event,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     waiting: Vec<Owned>,
+    /// Where nodes go: to the stream of computations by way of `waiting`, or beside it at once.
+    stream: Stream,
     /// Memory that nothing uses but what waits.
     freed: Vec<Freed>,
     /// Sequences since the host last waited.
@@ -43,6 +48,9 @@ struct State {
     /// What was seen, by kernels and by its place since the host last waited.
     seen: HashMap<u64, Seen>,
     with_graphs: bool,
+    /// How long the host waits at most, and whether that was too short once.
+    limit: Option<Duration>,
+    is_stuck: bool,
 }
 
 #[derive(Debug)]
@@ -104,10 +112,18 @@ impl Owned {
 }
 
 impl Queue {
-    pub fn new(executor: Arc<dyn Executor>, with_graphs: bool) -> Self {
-        let state =
-            State { waiting: Vec::new(), freed: Vec::new(), sequence: 0, seen: HashMap::new(), with_graphs };
-        Queue { executor, state: Mutex::new(state) }
+    pub fn new(executor: Arc<dyn Executor>, with_graphs: bool) -> Result<Self> {
+        let state = State {
+            waiting: Vec::new(),
+            stream: Stream::Compute,
+            freed: Vec::new(),
+            sequence: 0,
+            seen: HashMap::new(),
+            with_graphs,
+            limit: None,
+            is_stuck: false,
+        };
+        Ok(Queue { fork: executor.event()?, executor, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -134,11 +150,44 @@ impl Queue {
 
     fn add(&self, node: Owned) -> Result<()> {
         let mut state = self.lock();
+        if state.stream != Stream::Compute {
+            return start(&*self.executor, state.stream, &[node]);
+        }
         state.waiting.push(node);
         if state.waiting.len() < GRAPH_NODES {
             return Ok(());
         }
         state.flush(&*self.executor)
+    }
+
+    /// The stream that kernels go to now.
+    pub fn stream(&self) -> Stream {
+        self.lock().stream
+    }
+
+    /// What goes beside the computations from now on comes after all of them so far.
+    pub fn fork(&self) -> Result<()> {
+        self.flush()?;
+        self.executor.record(self.fork, Stream::Compute)?;
+        self.executor.wait(Stream::Beside, self.fork)
+    }
+
+    /// Lets `work` start its kernels beside the computations that follow, and an event behind them.
+    pub fn beside(&self, end: Event, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.fork()?;
+        self.lock().stream = Stream::Beside;
+        let result = work();
+        self.lock().stream = Stream::Compute;
+        if result.is_err() {
+            let _ = self.finish(); // what was started, whose tensors may go now
+        }
+        result.and_then(|()| self.executor.record(end, Stream::Beside))
+    }
+
+    /// Makes computations from now on wait for an event.
+    pub fn join(&self, event: Event) -> Result<()> {
+        self.flush()?;
+        self.executor.wait(Stream::Compute, event)
     }
 
     /// Gives the device everything that waits here.
@@ -152,7 +201,23 @@ impl Queue {
         state.flush(&*self.executor)?;
         state.sequence = 0;
         self.executor.record(event, Stream::Compute)?;
-        self.executor.synchronize(event)
+        let Some(limit) = state.limit else { return self.executor.synchronize(event) };
+        if self.executor.synchronize_within(event, limit)? {
+            return Ok(());
+        }
+        state.is_stuck = true;
+        Err(Error::Unsupported(format!("kernels did not end within {} seconds", limit.as_secs())))
+    }
+
+    /// Does `work`, whose waits fail after `limit`, after everything so far has ended. None if one took longer: then nothing
+    /// else will end.
+    pub fn within<T>(&self, limit: Duration, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        self.finish()?;
+        self.lock().limit = Some(limit);
+        let result = work();
+        let mut state = self.lock();
+        state.limit = None;
+        if state.is_stuck { Ok(None) } else { result.map(Some) }
     }
 
     /// Waits on the host for everything so far, copies beside the computations too.
@@ -198,7 +263,7 @@ impl State {
         }
         self.sequence += 1;
         if !self.with_graphs || nodes.len() < LEAST_NODES {
-            return start(executor, &nodes);
+            return start(executor, Stream::Compute, &nodes);
         }
         if self.seen.len() >= MAX_GRAPHS {
             self.forget(executor);
@@ -209,7 +274,7 @@ impl State {
         match self.seen.entry(hasher.finish()) {
             Entry::Vacant(entry) => {
                 entry.insert(Seen::Once);
-                start(executor, &nodes)
+                start(executor, Stream::Compute, &nodes)
             }
             Entry::Occupied(mut entry) => {
                 match replay(executor, entry.get_mut(), nodes) {
@@ -218,7 +283,7 @@ impl State {
                     // Without graphs the same things happen.
                     Err(nodes) => {
                         self.with_graphs = false;
-                        start(executor, &nodes)
+                        start(executor, Stream::Compute, &nodes)
                     }
                 }
             }
@@ -235,12 +300,12 @@ impl State {
 }
 
 /// Starts nodes one by one.
-fn start(executor: &dyn Executor, nodes: &[Owned]) -> Result<()> {
+fn start(executor: &dyn Executor, stream: Stream, nodes: &[Owned]) -> Result<()> {
     nodes.iter().try_for_each(|node| match node.node() {
         // SAFETY: whoever put the node into the queue promised what it needs.
-        Node::Launch(launch) => unsafe { executor.launch(&launch) },
+        Node::Launch(launch) => unsafe { executor.launch(stream, &launch) },
         // SAFETY: as above.
-        Node::Copy { to, from, bytes } => unsafe { executor.copy(Stream::Compute, to, from, bytes) },
+        Node::Copy { to, from, bytes } => unsafe { executor.copy(stream, to, from, bytes) },
     })
 }
 
