@@ -6,7 +6,7 @@
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use lowrank::backend::cuda::{Cuda, Device, driver_is_present};
-use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, Matrix, OptimizerStep, Sequence};
+use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, HeadLoss, Matrix, OptimizerStep, Sequence};
 use lowrank::quant::{Format, QuantConfig};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
 use lowrank::{DType, Tensor};
@@ -143,6 +143,36 @@ fn attention(criterion: &mut Criterion, gpu: &Backend) {
     }
 }
 
+/// The losses and the gradient of hidden states of a frozen head, whose targets are random.
+fn losses(criterion: &mut Criterion, gpu: &Backend, portable: &Backend) {
+    let hidden = 4096;
+    for vocabulary in [32_000, 128_256, 152_064] {
+        let mut group = criterion.benchmark_group(format!("linear cross-entropy {vocabulary}x{hidden}"));
+        let head = random(gpu, vocabulary, hidden, DType::BF16);
+        for rows in [512, 4096] {
+            let x = random(gpu, rows, hidden, DType::BF16);
+            let targets: Vec<i32> = (0..rows).map(|i| (i * 7919 % vocabulary) as i32).collect();
+            let mut losses = gpu.empty(&[rows], DType::F32).unwrap();
+            let mut dx = gpu.empty(&[rows, hidden], DType::BF16).unwrap();
+            let loss = HeadLoss {
+                x: &x,
+                rows: None,
+                head: Matrix::plain(&head),
+                bias: None,
+                softcap: None,
+                targets: &gpu.from_slice(&targets, &[rows]).unwrap(),
+                grad_scales: &[(0..rows, 1.0 / rows as f32)],
+            };
+            group.throughput(Throughput::Elements((4 * rows * vocabulary * hidden) as u64));
+            for (backend, which) in [(gpu, ""), (portable, " portable")] {
+                bench(&mut group, backend, format!("{rows} rows{which}"), |_| {
+                    assert!(backend.head_loss(&mut losses, Some(&mut dx), &loss).unwrap());
+                });
+            }
+        }
+    }
+}
+
 fn optimizer(criterion: &mut Criterion, gpu: &Backend) {
     let mut group = criterion.benchmark_group("adamw");
     let n = 160_000_000; // LoRA of rank 64 on 7B
@@ -179,5 +209,6 @@ fn main() {
     products(&mut criterion, &gpu, &portable);
     quantized_products(&mut criterion, &gpu, &portable);
     attention(&mut criterion, &gpu);
+    losses(&mut criterion, &gpu, &portable);
     optimizer(&mut criterion, &gpu);
 }

@@ -334,6 +334,38 @@ struct gemm_hopper_params {
 };
 #define GEMM_HOPPER_MAX_STAGES 8
 
+// What is known of a row of logits when some of its columns have been seen: the largest, the sum of exp(logit - top), and
+// the target's, all after the cap.
+struct cross_entropy_stats {
+    float top, sum, target;
+};
+
+// cross_entropy_columns_{f32,bf16}: a block for each row of the logits of `columns` tokens from `first` on. sums
+// [rows, hidden] are of earlier weights times the head.
+struct cross_entropy_columns_params {
+    void *weights; // [rows, columns]: exp(logit - top) times the cap's derivative, 0 for the target; or null
+    float *sums;   // or null
+    struct cross_entropy_stats *stats; // [rows], overwritten if first is 0
+    const float *logits;               // [rows, columns]
+    const int32_t *targets;            // [rows]
+    uint32_t first, columns, hidden;
+    float softcap; // 0: no cap
+};
+
+// cross_entropy_finish_{f32,bf16}: a block for each row. head: [vocabulary, hidden]
+struct cross_entropy_finish_params {
+    float *losses; // [rows]
+    void *dx;      // [rows, hidden], or null
+    const float *sums;
+    const struct cross_entropy_stats *stats;
+    const int32_t *targets;
+    uint32_t *faults;
+    struct gemm_operand head;
+    struct quantized_matrix quantized; // what head is if its type is TYPE_QUANTIZED
+    uint32_t vocabulary, hidden;
+    float softcap, grad_scale;
+};
+
 // The rows of one sequence of an attention, as in backend::Sequence, and where its parts begin.
 struct attention_sequence {
     uint32_t q_start, q_len, k_start, k_len, part_start;

@@ -1,4 +1,4 @@
-"""Times PyTorch (cuBLAS, scaled_dot_product_attention, fused AdamW), bitsandbytes' four-bit linear layers and a QLoRA
+"""Times PyTorch (cuBLAS, scaled_dot_product_attention, cross-entropy of a frozen head, fused AdamW), bitsandbytes' four-bit linear layers and a QLoRA
 training step of transformers + PEFT on a GPU, on the shapes of benches/cuda.rs, and puts them beside what that printed.
 
     cargo bench --bench cuda | tee bench.txt                  # or results/bench.txt of a bundle (tools/gpu_bundle.sh)
@@ -121,6 +121,23 @@ def attention(timer: Timer, rows: dict[str, float]) -> None:
         rows[f"attention bf16/{length} backward"] = timer.median(gradients)
 
 
+def losses(timer: Timer, rows: dict[str, float]) -> None:
+    """Whole logits in bf16, their loss in f32 and the gradient of the hidden states; the head is frozen."""
+    for vocabulary in (32_000, 128_256, 152_064):
+        out, hidden = (256, 64) if timer.smoke else (vocabulary, 4096)
+        head = normal((out, hidden), timer.device)
+        for tokens in (512, 4096):
+            m = 16 if timer.smoke else tokens
+            x = normal((m, hidden), timer.device).requires_grad_()
+            targets = torch.randint(0, out, (m,), device=timer.device)
+
+            def both(_: int) -> torch.Tensor:
+                logits = torch.nn.functional.linear(x, head).float()
+                return torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), x)[0]
+
+            rows[f"linear cross-entropy {vocabulary}x4096/{tokens} rows"] = timer.median(both)
+
+
 def optimizer(timer: Timer, rows: dict[str, float]) -> None:
     n = 160_000_000
     p = torch.zeros(1 << 10 if timer.smoke else n, device=timer.device, requires_grad=True)
@@ -226,7 +243,7 @@ def main() -> None:
         parser.error("there is no GPU that torch sees; --device cpu --smoke only shows that this runs")
     timer, peer = Timer(args.device, args.smoke), {}
     config = json.loads(args.config.read_text())
-    for part in (copies, products, quantized_products, attention, optimizer):
+    for part in (copies, products, quantized_products, attention, losses, optimizer):
         if args.only is None or args.only in part.__name__:
             part(timer, peer)
     if args.only is None or args.only in training_step.__name__:

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 output=$1
 mkdir -p "$output/bin" "$output/tests"
 
-tests=(parity_cuda cuda_gemm cuda_attention cuda_model cuda_streams)
+tests=(parity_cuda cuda_gemm cuda_attention cuda_loss cuda_model cuda_streams)
 # cargo's messages name each executable.
 executables() {
   cargo "$@" --locked --message-format=json-render-diagnostics |

@@ -107,9 +107,10 @@ LOWRANK_CUDA_PORTABLE=1 LOWRANK_CUDA_GRAPHS=0 tests parity_portable 90 parity_cu
 tests parity_cuda 60 parity_cuda
 tests cuda_gemm 90 cuda_gemm
 tests cuda_attention 60 cuda_attention
+tests cuda_loss 60 cuda_loss
 dummy 7b 120 32 4096 11008 32 || LOWRANK_CUDA_PORTABLE=1 dummy 7b_portable 120 32 4096 11008 32
 bench() { step "$1" "$2" "$here/bin/cuda" --bench --quick "${@:3}"; }
-bench bench_short 120 '^(copy|gemm bf16|gemm nf4 4096x4096|attention)'
+bench bench_short 120 '^(copy|gemm bf16|gemm nf4 4096x4096|attention|linear cross-entropy 32000)'
 tests cuda_model 60 cuda_model
 tests cuda_streams 60 cuda_streams
 if command -v compute-sanitizer >/dev/null; then

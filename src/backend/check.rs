@@ -1,6 +1,6 @@
 //! Whether operands fit an operation: the checks that every backend makes before it writes anything.
 
-use super::{AttentionShape, Gemm, Moments8bit, RopeShape};
+use super::{AttentionShape, Gemm, HeadLoss, Moments8bit, RopeShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::dynamic_map::MOMENTS_BLOCKSIZE;
@@ -172,6 +172,33 @@ pub(super) fn attention(
         ensure(inside, "attention", || format!("{s:?} with {} queries and {} keys", q.rows(), k.rows()))?;
     }
     Ok(())
+}
+
+pub(super) fn head_loss(losses: &Tensor, dx: Option<&Tensor>, loss: &HeadLoss<'_>) -> Result<()> {
+    let HeadLoss { x, rows, targets, .. } = loss;
+    let (vocabulary, hidden) = loss.head.shape();
+    let m = rows.map_or(x.rows(), Tensor::elements);
+    let is_i32 = |t: &Tensor| t.dtype() == DType::I32 && t.elements() == m;
+    let gradient = dx.is_none_or(|dx| (dx.rows(), dx.cols(), dx.dtype()) == (m, hidden, x.dtype()));
+    let mut end = 0;
+    let follows =
+        |(range, _): &(std::ops::Range<usize>, f32)| range.start == std::mem::replace(&mut end, range.end);
+    let covers = loss.grad_scales.iter().all(follows) && end == m;
+    let fits = x.cols() == hidden && matches!(x.dtype(), DType::F32 | DType::BF16) && is_i32(targets);
+    ensure(fits && gradient && covers && rows.is_none_or(is_i32), "head_loss", || {
+        format!(
+            "{m} rows of {:?} {} with a head of [{vocabulary}, {hidden}], {} targets and factors of {end} rows",
+            x.shape(),
+            x.dtype(),
+            targets.elements()
+        )
+    })?;
+    if let Some(bias) = loss.bias {
+        ensure(bias.elements() == vocabulary && bias.dtype().is_float(), "head_loss", || {
+            format!("expected a float bias of {vocabulary}, found {:?} {}", bias.shape(), bias.dtype())
+        })?;
+    }
+    ensure_f32("head_loss", &[(losses, m)])
 }
 
 pub(super) fn gemm(out: &Tensor, gemm: &Gemm<'_>) -> Result<()> {

@@ -39,8 +39,8 @@ mod sampling;
 mod transfer;
 
 pub use operands::{
-    Activation, AttentionShape, Gemm, GemmTerm, Matrix, Moments8bit, OptimizerStep, RopeShape, RowTerm,
-    Sequence,
+    Activation, AttentionShape, Gemm, GemmTerm, HeadLoss, Matrix, Moments8bit, OptimizerStep, RopeShape,
+    RowTerm, Sequence,
 };
 pub use sampling::SampleRow;
 
@@ -362,6 +362,20 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         targets: &Tensor,
         grad_scale: f32,
     ) -> Result<()>;
+
+    /// [`Kernels::cross_entropy`] of a frozen head's logits without whole rows of them in memory, where this backend has a way
+    /// to do that: `losses` (f32 `[rows]`), and `dx` (activations `[rows, hidden]`), if given, the gradient of the rows that
+    /// count times their factors. A row's bits depend on that row and the head alone, those of its loss not on whether there is
+    /// a `dx`, either.
+    /// `false`: nothing was done, the caller computes logits.
+    fn head_loss(
+        &self,
+        _losses: &mut Tensor,
+        _dx: Option<&mut Tensor>,
+        _loss: &HeadLoss<'_>,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 
     /// `x = cap * tanh(x / cap)`; f32. Caps logits.
     fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()>;

@@ -111,6 +111,26 @@ impl<'a> Gemm<'a> {
     }
 }
 
+/// What a frozen output head makes of hidden states, and what is asked of it: logits of a row are
+/// `cap(x head^T + bias)`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLoss<'a> {
+    /// Hidden states, activations `[tokens, hidden]`.
+    pub x: &'a Tensor,
+    /// Those that count, i32 `[rows]`; `None`: all.
+    pub rows: Option<&'a Tensor>,
+    /// `[vocabulary, hidden]`.
+    pub head: Matrix<'a>,
+    /// `[vocabulary]`; f32, bf16 or f16.
+    pub bias: Option<&'a Tensor>,
+    /// Logits become `cap tanh(logit / cap)`.
+    pub softcap: Option<f32>,
+    /// i32 `[rows]`, every one inside the vocabulary.
+    pub targets: &'a Tensor,
+    /// Factors on the gradient of the losses of runs of rows, in order, which leave out none.
+    pub grad_scales: &'a [(Range<usize>, f32)],
+}
+
 /// Rows of one sequence in packed tensors. Query `i` (from 0) sees key `j` iff `j <= i + k_len - q_len`:
 /// the keys before the queries are a cache or a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,12 @@
 //! The output head and the loss in one: logits exist only for a chunk of rows at a time.
 //!
 //! The loss is linear in what comes after it (a fixed factor), so the gradient of the hidden states is
-//! computed with the loss, chunk by chunk, and nothing is computed twice.
+//! computed with the loss, chunk by chunk, and nothing is computed twice. A backend may have a way of its own for heads that
+//! are not trained ([`Kernels::head_loss`](crate::backend::Kernels::head_loss)).
 
 use super::head::Head;
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
-use crate::backend::{Backend, IGNORE_INDEX};
+use crate::backend::{Backend, HeadLoss, IGNORE_INDEX};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::Linear;
@@ -24,6 +25,12 @@ pub struct Loss {
     pub counted: usize,
     /// Where backward starts, if recording.
     pub id: Option<ValueId>,
+}
+
+/// What is computed: losses of the rows that count, and their gradient, of the same rows at first.
+struct Results {
+    losses: Tensor,
+    dx: Option<Tensor>,
 }
 
 impl Tape<'_> {
@@ -57,24 +64,58 @@ impl Tape<'_> {
             (0..targets.len()).filter(|i| targets[*i] != IGNORE_INDEX).map(|i| i as i32).collect();
         let m = counted.len();
         let kept: Vec<i32> = counted.iter().map(|i| targets[*i as usize]).collect();
-        let kept = backend.from_slice(&kept, &[m])?;
-        let pieces = self.loss_pieces(&counted, grad_scale);
-        let rows = (m != targets.len()).then(|| backend.from_slice(&counted, &[m])).transpose()?;
-        let input = match &rows {
-            None => x.tensor.clone(),
-            Some(rows) => gathered(&backend, &x.tensor, rows)?,
-        };
         let head = Head::new(&backend, self.params, head)?;
         let wants_grad = self.is_recording() && (x.needs_grad() || head.is_trained());
-        let dx = (wants_grad && x.needs_grad()).then(|| self.empty(m, x.tensor.cols())).transpose()?;
-        let low_rank = head.rows(&x.tensor, self.dropout, |input| match &rows {
-            Some(rows) => gathered(&backend, &input, rows),
-            None => Ok(input),
-        })?;
+        let mut results = Results {
+            losses: backend.empty(&[m], DType::F32)?,
+            dx: (wants_grad && x.needs_grad()).then(|| self.empty(m, x.tensor.cols())).transpose()?,
+        };
+        let (matrix, bias) = head.matrix();
+        let rows = (m != targets.len()).then(|| backend.from_slice(&counted, &[m])).transpose()?;
+        let loss = HeadLoss {
+            x: &x.tensor,
+            rows: rows.as_ref(),
+            head: matrix,
+            bias,
+            softcap,
+            targets: &backend.from_slice(&kept, &[m])?,
+            grad_scales: &self.loss_pieces(&counted, grad_scale),
+        };
+        let frozen = !head.is_trained();
+        let whole = if frozen && backend.head_loss(&mut results.losses, results.dx.as_mut(), &loss)? {
+            false
+        } else {
+            self.losses_by_rows(&mut results, &loss, &head, wants_grad)?
+        };
+        let Results { losses, dx } = results;
+        let rows = rows.filter(|_| !whole);
+        let id = dx.and_then(|dx| {
+            let op = || Op::LinearCrossEntropy { dx, rows, input_rows: x.tensor.rows() };
+            self.record(losses.clone(), [x], false, op).id
+        });
+        Ok(Loss { losses, counted: m, id })
+    }
+
+    /// The same from whole rows of logits, some at a time, with the gradients of the head's parameters if `wants_grad`.
+    /// Whether the inputs' gradient then has the rows that don't count, too.
+    fn losses_by_rows(
+        &self,
+        results: &mut Results,
+        loss: &HeadLoss<'_>,
+        head: &Head<'_>,
+        wants_grad: bool,
+    ) -> Result<bool> {
+        let backend = &self.backend;
+        let (m, vocabulary) = (results.losses.elements(), loss.head.shape().0);
+        let counted = |x: Tensor| match loss.rows {
+            None => Ok(x),
+            Some(rows) => gathered(backend, &x, rows),
+        };
+        let input = counted(loss.x.clone())?;
+        let low_rank = head.rows(loss.x, self.dropout, counted)?;
         // Where the low-rank part drops elements of its input, its gradient takes the same mask, by token.
-        let drops = head.drops(self.dropout).filter(|_| dx.is_some());
-        let through = drops.map(|_| self.empty(m, x.tensor.cols())).transpose()?;
-        let losses = backend.empty(&[m], DType::F32)?;
+        let drops = head.drops(self.dropout).filter(|_| results.dx.is_some());
+        let through = drops.map(|_| self.empty(m, loss.x.cols())).transpose()?;
         let bytes = 4 + if wants_grad { self.dtype.size() } else { 0 };
         let chunk = (LOGITS_BYTES / (bytes * vocabulary)).clamp(1, m.max(1));
         let logits = backend.empty(&[chunk, vocabulary], DType::F32)?;
@@ -83,61 +124,44 @@ impl Tape<'_> {
             let range = start..(start + chunk).min(m);
             let part = input.slice(range.clone())?;
             let low_rank = low_rank.as_ref().map(|all| all.slice(range.clone())).transpose()?;
-            let mut logits = logits_view(&logits, range.len())?;
-            let dlogits = dlogits.as_ref().map(|d| logits_view(d, range.len())).transpose()?;
+            let mut logits = logits.slice(0..range.len())?;
+            let dlogits = dlogits.as_ref().map(|d| d.slice(0..range.len())).transpose()?;
             head.logits(&mut logits, &part, low_rank.as_ref())?;
-            if let Some(cap) = softcap {
+            if let Some(cap) = loss.softcap {
                 backend.softcap(&mut logits, cap)?;
             }
-            for (piece, grad_scale) in &pieces {
+            for (piece, grad_scale) in loss.grad_scales {
                 let own = piece.start.max(range.start)..piece.end.min(range.end);
                 if own.is_empty() {
                     continue;
                 }
                 let inside = own.start - start..own.end - start;
                 backend.cross_entropy(
-                    &mut losses.slice(own.clone())?,
+                    &mut results.losses.slice(own.clone())?,
                     dlogits.as_ref().map(|d| d.slice(inside.clone())).transpose()?.as_mut(),
                     &logits.slice(inside)?,
-                    &kept.slice(own)?,
+                    &loss.targets.slice(own)?,
                     *grad_scale,
                 )?;
             }
             let Some(mut dlogits) = dlogits else { continue };
-            if let Some(cap) = softcap {
+            if let Some(cap) = loss.softcap {
                 backend.softcap_backward(&mut dlogits, &logits, cap)?;
             }
-            let dx = dx.as_ref().map(|dx| dx.slice(range.clone())).transpose()?;
+            let dx = results.dx.as_ref().map(|dx| dx.slice(range.clone())).transpose()?;
             let through = through.as_ref().map(|all| all.slice(range)).transpose()?;
             head.backward(&dlogits, &part, low_rank.as_ref(), dx, through)?;
         }
-        let (dx, rows) = match (dx, drops.zip(through)) {
-            (Some(dx), Some(((lora, dropout), through))) => {
-                let through = scattered(&backend, through, rows.as_ref(), x.tensor.rows())?;
-                let mut dx = scattered(&backend, dx, rows.as_ref(), x.tensor.rows())?;
-                let key = dropout.key(lora.stream);
-                backend.dropout(&mut dx, &through, lora.dropout, key, dropout.first_row, true)?;
-                (Some(dx), None)
-            }
-            (dx, _) => (dx, rows),
+        let (Some(dx), Some((lora, dropout)), Some(through)) = (&mut results.dx, drops, through) else {
+            return Ok(false);
         };
-        let input_rows = x.tensor.rows();
-        let id = match dx {
-            Some(dx) => {
-                let recorded = self.record(losses.clone(), [x], false, || Op::LinearCrossEntropy {
-                    dx,
-                    rows,
-                    input_rows,
-                });
-                recorded.id
-            }
-            None => None,
-        };
-        Ok(Loss { losses, counted: m, id })
+        let through = scattered(backend, through, loss.rows, loss.x.rows())?;
+        *dx = scattered(backend, dx.clone(), loss.rows, loss.x.rows())?;
+        let key = dropout.key(lora.stream);
+        backend.dropout(dx, &through, lora.dropout, key, dropout.first_row, true)?;
+        Ok(true)
     }
-}
 
-impl Tape<'_> {
     /// Neighbours among the counted rows that have one factor on their losses, with that factor.
     fn loss_pieces(&self, counted: &[i32], grad_scale: f32) -> Vec<(Range<usize>, f32)> {
         let factor = |row: &i32| {
@@ -169,11 +193,6 @@ fn scattered(backend: &Backend, x: Tensor, rows: Option<&Tensor>, all: usize) ->
     backend.fill(&mut out, 0.0)?;
     backend.scatter_add_rows(&mut out, &x, rows)?;
     Ok(out)
-}
-
-/// The first `rows` rows of a chunk's buffer.
-fn logits_view(buffer: &Tensor, rows: usize) -> Result<Tensor> {
-    buffer.slice(0..rows)
 }
 
 pub(crate) fn backward(

@@ -52,6 +52,11 @@ impl<'a> Head<'a> {
         self.layer.weight.id().is_some() || self.low_rank.is_some()
     }
 
+    /// The weight, `[vocabulary, hidden]`, and the bias.
+    pub fn matrix(&self) -> (Matrix<'_>, Option<&Tensor>) {
+        (self.weight.backward(false), self.bias.as_ref())
+    }
+
     /// Whether the low-rank part's input is dropped here.
     pub fn drops(&self, dropout: Option<Dropout>) -> Option<(&'a Lora, Dropout)> {
         let (lora, _) = self.low_rank.as_ref()?;

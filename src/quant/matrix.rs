@@ -5,6 +5,7 @@ use super::{Codes, Geometry, QuantConfig};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The scales of a matrix's blocks, or their minimums.
@@ -59,6 +60,36 @@ impl Scales {
                 expect(&format!("factors of {what}"), factors, DType::F32, blocks.div_ceil(*per_factor))
             }
         }
+    }
+}
+
+impl Scales {
+    /// Those of some blocks; none where what several blocks share would have to be cut.
+    fn slice(&self, blocks: &Range<usize>) -> Result<Option<Self>> {
+        let shared = |per: usize| {
+            let whole = blocks.start.is_multiple_of(per);
+            whole.then(|| blocks.start / per..blocks.end.div_ceil(per))
+        };
+        Ok(match self {
+            Scales::Plain(plain) => Some(Scales::Plain(plain.slice(blocks.clone())?)),
+            Scales::Nested { codes, absmax, map, offset } => match shared(NESTED_BLOCKSIZE) {
+                Some(range) => Some(Scales::Nested {
+                    codes: codes.slice(blocks.clone())?,
+                    absmax: absmax.slice(range)?,
+                    map: map.clone(),
+                    offset: *offset,
+                }),
+                None => None,
+            },
+            Scales::Products { codes, factors, per_factor } => match shared(*per_factor) {
+                Some(range) => Some(Scales::Products {
+                    codes: codes.slice(blocks.clone())?,
+                    factors: factors.slice(range)?,
+                    per_factor: *per_factor,
+                }),
+                None => None,
+            },
+        })
     }
 }
 
@@ -168,6 +199,41 @@ impl Quantized {
         })
     }
 
+    /// Some of the rows as a matrix that shares the codes and constants; none where these can't be cut there: inside a block, a
+    /// byte, what blocks share, or the planes of six-bit codes.
+    ///
+    /// # Errors
+    /// When the range leaves the matrix.
+    pub fn slice(&self, rows: Range<usize>) -> Result<Option<Self>> {
+        let ([all, cols], config, geometry) = (*self.shape(), self.config(), self.geometry());
+        if rows.start > rows.end || rows.end > all {
+            return Err(Error::shape("slice", format!("rows {rows:?} of a matrix with {all}")));
+        }
+        let (unit, per_unit) = match geometry.block_rows {
+            0 => (cols, geometry.block_cols),
+            block_rows => (1, block_rows),
+        };
+        let bits = cols * config.format.bits();
+        let whole = |row: usize| {
+            row == all || (row * unit).is_multiple_of(per_unit) && (row * bits).is_multiple_of(8)
+        };
+        let planes = config.format.codes == Codes::Int6 && rows != (0..all);
+        if self.layout() != Layout::Rows || planes || !whole(rows.start) || !whole(rows.end) {
+            return Ok(None);
+        }
+        let block = |row: usize| if row == all { geometry.count } else { geometry.block(row, 0, cols) };
+        let blocks = block(rows.start)..block(rows.end);
+        let bytes = rows.start * bits / 8..(rows.end * bits).div_ceil(8);
+        let minimums = self.minimums().map(|m| m.slice(&blocks)).transpose()?;
+        let (Some(scales), false) = (self.scales().slice(&blocks)?, matches!(minimums, Some(None))) else {
+            return Ok(None);
+        };
+        let zeros = self.zeros().map(|zeros| zeros.slice(blocks)).transpose()?;
+        let (codes, minimums) = (self.codes().slice(bytes)?, minimums.flatten());
+        let shape = [rows.len(), cols];
+        Self::with_minimums(config, shape, codes, scales, zeros, minimums, self.dtype()).map(Some)
+    }
+
     /// The same matrix with codes and constants in another order.
     pub(crate) fn laid_out(
         &self,
@@ -246,5 +312,52 @@ impl Quantized {
             + self.scales().bytes()
             + self.minimums().map_or(0, Scales::bytes)
             + self.zeros().map_or(0, Tensor::bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::quant::{FORMATS, Format, QuantConfig};
+
+    #[test]
+    fn slices_have_the_rows() {
+        let backend = Cpu::new(Some(1)).unwrap();
+        let (rows, cols) = (520, 128);
+        let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 37 % 1009) as f32 - 500.0) / 97.0).collect();
+        let x = backend.from_slice(&values, &[rows, cols]).unwrap();
+        let dense = |matrix: &Quantized| {
+            let mut out = backend.empty(matrix.shape(), DType::F32).unwrap();
+            backend.dequantize(&mut out, matrix).unwrap();
+            backend.to_f32(&out).unwrap()
+        };
+        for format in &FORMATS {
+            for double_quant in [false, true] {
+                let config = QuantConfig::new(format);
+                let config = QuantConfig { double_quant: double_quant && config.double_quant, ..config };
+                let whole = backend.quantize(&x, &config).unwrap();
+                let all = dense(&whole);
+                for range in [0..520, 0..128, 128..256, 256..520, 512..520, 128..128] {
+                    let part = whole.slice(range.clone()).unwrap().unwrap();
+                    assert_eq!(part.shape(), &[range.len(), cols]);
+                    assert!(
+                        dense(&part) == all[range.start * cols..range.end * cols],
+                        "{} {range:?}",
+                        format.name
+                    );
+                }
+                assert!(whole.slice(0..521).is_err());
+            }
+        }
+        let refused = |name: &str, columns: usize, range: Range<usize>| {
+            let x = backend.from_slice(&values[..64 * columns], &[64, columns]).unwrap();
+            let config = QuantConfig::new(Format::by_name(name).unwrap());
+            backend.quantize(&x, &config).unwrap().slice(range).unwrap().is_none()
+        };
+        assert!(refused("nf4", 64, 32..64), "inside what 256 scales share");
+        assert!(refused("int4", 100, 1..64) && refused("int4", 100, 0..1), "inside a block");
+        assert!(refused("fp8-block", 64, 0..32), "inside a square");
+        assert!(!refused("int8", 100, 3..5), "rows have scales of their own");
     }
 }

@@ -857,6 +857,106 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct cross_entropy_stats {
+    pub top: f32,
+    pub sum: f32,
+    pub target: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cross_entropy_stats"][::core::mem::size_of::<cross_entropy_stats>() - 12usize];
+    ["Alignment of cross_entropy_stats"][::core::mem::align_of::<cross_entropy_stats>() - 4usize];
+    ["Offset of field: cross_entropy_stats::top"][::core::mem::offset_of!(cross_entropy_stats, top) - 0usize];
+    ["Offset of field: cross_entropy_stats::sum"][::core::mem::offset_of!(cross_entropy_stats, sum) - 4usize];
+    ["Offset of field: cross_entropy_stats::target"]
+        [::core::mem::offset_of!(cross_entropy_stats, target) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct cross_entropy_columns_params {
+    pub weights: *mut ::core::ffi::c_void,
+    pub sums: *mut f32,
+    pub stats: *mut cross_entropy_stats,
+    pub logits: *const f32,
+    pub targets: *const i32,
+    pub first: u32,
+    pub columns: u32,
+    pub hidden: u32,
+    pub softcap: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cross_entropy_columns_params"]
+        [::core::mem::size_of::<cross_entropy_columns_params>() - 56usize];
+    ["Alignment of cross_entropy_columns_params"]
+        [::core::mem::align_of::<cross_entropy_columns_params>() - 8usize];
+    ["Offset of field: cross_entropy_columns_params::weights"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, weights) - 0usize];
+    ["Offset of field: cross_entropy_columns_params::sums"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, sums) - 8usize];
+    ["Offset of field: cross_entropy_columns_params::stats"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, stats) - 16usize];
+    ["Offset of field: cross_entropy_columns_params::logits"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, logits) - 24usize];
+    ["Offset of field: cross_entropy_columns_params::targets"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, targets) - 32usize];
+    ["Offset of field: cross_entropy_columns_params::first"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, first) - 40usize];
+    ["Offset of field: cross_entropy_columns_params::columns"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, columns) - 44usize];
+    ["Offset of field: cross_entropy_columns_params::hidden"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, hidden) - 48usize];
+    ["Offset of field: cross_entropy_columns_params::softcap"]
+        [::core::mem::offset_of!(cross_entropy_columns_params, softcap) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct cross_entropy_finish_params {
+    pub losses: *mut f32,
+    pub dx: *mut ::core::ffi::c_void,
+    pub sums: *const f32,
+    pub stats: *const cross_entropy_stats,
+    pub targets: *const i32,
+    pub faults: *mut u32,
+    pub head: gemm_operand,
+    pub quantized: quantized_matrix,
+    pub vocabulary: u32,
+    pub hidden: u32,
+    pub softcap: f32,
+    pub grad_scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cross_entropy_finish_params"][::core::mem::size_of::<cross_entropy_finish_params>() - 288usize];
+    ["Alignment of cross_entropy_finish_params"]
+        [::core::mem::align_of::<cross_entropy_finish_params>() - 8usize];
+    ["Offset of field: cross_entropy_finish_params::losses"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, losses) - 0usize];
+    ["Offset of field: cross_entropy_finish_params::dx"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, dx) - 8usize];
+    ["Offset of field: cross_entropy_finish_params::sums"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, sums) - 16usize];
+    ["Offset of field: cross_entropy_finish_params::stats"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, stats) - 24usize];
+    ["Offset of field: cross_entropy_finish_params::targets"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, targets) - 32usize];
+    ["Offset of field: cross_entropy_finish_params::faults"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, faults) - 40usize];
+    ["Offset of field: cross_entropy_finish_params::head"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, head) - 48usize];
+    ["Offset of field: cross_entropy_finish_params::quantized"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, quantized) - 72usize];
+    ["Offset of field: cross_entropy_finish_params::vocabulary"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, vocabulary) - 272usize];
+    ["Offset of field: cross_entropy_finish_params::hidden"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, hidden) - 276usize];
+    ["Offset of field: cross_entropy_finish_params::softcap"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, softcap) - 280usize];
+    ["Offset of field: cross_entropy_finish_params::grad_scale"]
+        [::core::mem::offset_of!(cross_entropy_finish_params, grad_scale) - 284usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct attention_sequence {
     pub q_start: u32,
     pub q_len: u32,

@@ -272,28 +272,49 @@ fn fits(cuda: &Cuda, family: Family, tile: &Tile) -> bool {
     tile.shared_bytes(family) + MAP + PAIRS <= cuda.executor.properties().shared_memory
 }
 
-/// The tile that takes least time for results of these sizes, by a rough count, of those that serve.
-fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<Tile> {
+/// Cycles that a device takes for results of these sizes and of so many tiles of the contraction, by a rough count.
+fn cycles(
+    cuda: &Cuda,
+    tile: &Tile,
+    family: Family,
+    results: impl Iterator<Item = (usize, usize)>,
+    depth: usize,
+) -> usize {
     let multiprocessors = cuda.executor.properties().multiprocessors as usize;
-    let decoded = match family {
-        Family::F32 => return Ok(Tile { threads: 256, ..MIDDLE }),
-        Family::AnyBf16 => return Ok(MIDDLE),
-        Family::Bf16(_) => false,
-        Family::Decoded(..) => true,
-    };
-    let depth = products.iter().map(Product::depth).max().unwrap_or(0).max(1);
-    let time = |tile: &Tile| {
-        let tiles: usize = products.iter().map(|p| tile.count(p.rows, p.columns)).sum();
-        let turns = (tiles * tile.cluster()).div_ceil(multiprocessors);
-        turns.saturating_mul(
-            tile.cost[usize::from(decoded)].saturating_mul(depth).saturating_add(tile.overhead),
-        )
-    };
+    let tiles: usize = results.map(|(rows, columns)| tile.count(rows, columns)).sum();
+    let cost = tile.cost[usize::from(matches!(family, Family::Decoded(..)))];
+    let turns = (tiles * tile.cluster()).div_ceil(multiprocessors);
+    turns.saturating_mul(cost.saturating_mul(depth).saturating_add(tile.overhead))
+}
+
+/// The tiles that may serve.
+fn tiles(cuda: &Cuda, family: Family) -> Vec<Tile> {
     let few_rows = FEW_ROWS.into_iter().filter(|_| family == Family::Decoded(Layout::Nt, 4));
     let mut tiles: Vec<_> = few_rows.chain([SMALL, MIDDLE, LARGE]).collect();
     tiles.extend(gemm_hopper::tiles(cuda, family));
     tiles.retain(|tile| fits(cuda, family, tile));
-    tiles.sort_by_key(time);
+    tiles
+}
+
+/// The cycles that a product of bf16 matrices with a result of this size takes, by a rough count.
+pub(super) fn least_cycles(cuda: &Cuda, rows: usize, columns: usize, depth: usize) -> usize {
+    let family = Family::Bf16(Layout::Nt);
+    let of =
+        |tile: &Tile| cycles(cuda, tile, family, std::iter::once((rows, columns)), depth.div_ceil(TILE_K));
+    tiles(cuda, family).iter().map(of).min().unwrap_or(usize::MAX)
+}
+
+/// The tile that takes least time for results of these sizes, by a rough count, of those that serve.
+fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<Tile> {
+    match family {
+        Family::F32 => return Ok(Tile { threads: 256, ..MIDDLE }),
+        Family::AnyBf16 => return Ok(MIDDLE),
+        Family::Bf16(_) | Family::Decoded(..) => {}
+    }
+    let depth = products.iter().map(Product::depth).max().unwrap_or(0).max(1);
+    let results = || products.iter().map(|p| (p.rows, p.columns));
+    let mut tiles = tiles(cuda, family);
+    tiles.sort_by_key(|tile| cycles(cuda, tile, family, results(), depth));
     for tile in tiles {
         if !matches!(tile.by, By::Wgmma { .. }) || gemm_hopper::serves(cuda, family, &tile)? {
             return Ok(tile);

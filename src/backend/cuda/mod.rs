@@ -15,6 +15,7 @@ mod elementwise;
 mod executor;
 mod gemm;
 mod gemm_hopper;
+mod head_loss;
 mod host;
 mod kernels;
 mod norm;
@@ -32,8 +33,8 @@ pub use host::{HostExecutor, ThreadOrder};
 
 use super::check::{self, ensure};
 use super::{
-    Activation, AttentionShape, Backend, Gemm, Kernels, Mark, Moments8bit, OptimizerStep, RopeShape,
-    SampleRow,
+    Activation, AttentionShape, Backend, Gemm, HeadLoss, Kernels, Mark, Moments8bit, OptimizerStep,
+    RopeShape, SampleRow,
 };
 use crate::arena::Arena;
 use crate::dtype::DType;
@@ -556,6 +557,10 @@ impl Kernels for Cuda {
         grad_scale: f32,
     ) -> Result<()> {
         norm::cross_entropy(self, losses, dlogits, logits, targets, grad_scale)
+    }
+
+    fn head_loss(&self, losses: &mut Tensor, dx: Option<&mut Tensor>, loss: &HeadLoss<'_>) -> Result<bool> {
+        head_loss::head_loss(self, losses, dx, loss)
     }
 
     fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
