@@ -243,6 +243,30 @@ fn named_barriers_carry_a_queue() {
     }
 }
 
+/// Row r is 1 - 2^-(20 + r): rounded to nearest, or, as Hopper's tensor cores do it, cut at 2^-25 and then to f32.
+#[test]
+fn sums_round_as_a_chips() {
+    #[repr(C)]
+    struct SumParams {
+        a: *const u16,
+        b: *const u16,
+        d: *mut f32,
+    }
+    for (defines, as_chip) in [(&[][..], false), (&["LOWRANK_SUMS_AS_CHIP"][..], true)] {
+        let library = Library::load_with("operations", None, defines);
+        let less = |row: usize| 2f32.powi(-20 - row as i32);
+        let a: Vec<f32> = (0..256).map(|i| if i % 16 == 3 { -less(i / 16) } else { 0.0 }).collect();
+        let (a, b) = (library.buffer(&to_bf16(&a)), library.buffer(&to_bf16(&[1.0; 128])));
+        let d = library.buffer(&[1f32; 128]);
+        let params = SumParams { a: a.data, b: b.data, d: d.data };
+        library.launch("sum", [1; 3], [32, 1, 1], 0, &params, 0).unwrap();
+        for (i, found) in d.values().into_iter().enumerate() {
+            let expected = if as_chip && i / 8 == 5 { 1.0 - less(4) } else { 1.0 - less(i / 8) };
+            assert_eq!(found, expected, "row {}, {as_chip}", i / 8);
+        }
+    }
+}
+
 #[test]
 fn launches_are_checked() {
     let library = Library::load("operations", None);
@@ -351,8 +375,8 @@ fn planted_faults_of_named_barriers_are_caught() {
         |piece, other| shown(|order| run_queue(&Library::load("operations", Some((piece, other))), order));
     all_say(
         &mutant("if (round + 2 < p.rounds) barrier_arrive(1 + slot, 64);", ""),
-        "threads 0..31 wait at barrier_sync (operations.cu:104), where 32 of 64 threads have arrived; \
-         threads 32..63 wait at barrier_sync (operations.cu:111)",
+        "threads 0..31 wait at barrier_sync (operations.cu:120), where 32 of 64 threads have arrived; \
+         threads 32..63 wait at barrier_sync (operations.cu:127)",
     );
     all_say(&mutant("barrier_arrive(3 + slot, 64);", "barrier_arrive(3 + slot, 32);"), "barrier");
     assert!(mutant("barrier_sync(3 + slot, 64);", "").contains(&Ok(false)));

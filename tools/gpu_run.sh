@@ -111,7 +111,7 @@ tests cuda_loss 60 cuda_loss
 dummy 7b 120 32 4096 11008 32 || LOWRANK_CUDA_PORTABLE=1 dummy 7b_portable 120 32 4096 11008 32
 bench() { step "$1" "$2" "$here/bin/cuda" --bench --quick "${@:3}"; }
 bench bench_short 120 '^(copy|gemm bf16|gemm nf4 4096x4096|attention|linear cross-entropy 32000)'
-tests cuda_model 60 cuda_model
+tests cuda_model 120 cuda_model
 tests cuda_streams 60 cuda_streams
 if command -v compute-sanitizer >/dev/null; then
   sanitize() { step "$1" "$2" compute-sanitizer --tool "$1" --error-exitcode 9 "$here/bin/$3" --test-threads=1 "${@:4}"; }

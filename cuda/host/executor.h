@@ -188,10 +188,27 @@ struct Fault {
     const void *address;
 };
 
+// A type of factors: bytes of an element, bits of a fraction, the least exponent of a normal number.
+struct CoreType {
+    int bytes, fraction, least;
+};
+constexpr CoreType core_bf16{2, 7, -126}, core_f16{2, 10, -14}, core_tf32{4, 10, -126};
+
+// Eight neighbours of a factor.
+struct alignas(32) Eight {
+    float x[8];
+    int32_t exponent[8], fraction[8], sign[8];
+    Eight() = default;
+    Eight(const float *values, const CoreType &type);
+};
+// sums [8] += a [terms] b [terms], 8 or 16 terms, rounded as the chip's tensor cores round.
+void add_products(float *sums, const float *a, const Eight *b, int terms, const CoreType &type);
+
 struct Executor {
     const Kernel *kernel;
     const void *params;
     unsigned capability; // of the chip that is acted, times ten
+    bool sums_as_chip;   // mma and wgmma round as its tensor cores do, which takes longer; else each product is added by fma
     Order order;
     Random random;
     std::vector<Lane> lanes;     // by number
@@ -208,6 +225,7 @@ struct Executor {
     size_t stack_count = 0;    // ever made
     std::vector<Region> regions; // not in use
     alignas(32) float wgmma_a[16][16], wgmma_b[16][256]; // what a wgmma multiplies
+    Eight wgmma_eights[32][16];
     Fault fault;
     std::string failure;
 

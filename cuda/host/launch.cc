@@ -1,6 +1,7 @@
 // Launches: their checks, faults that become messages, and the C interface.
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include <algorithm>
 #include <mutex>
@@ -124,6 +125,15 @@ struct Shape {
     unsigned shared_bytes, capability;
 };
 
+static bool sums_as_chip() {
+#ifdef LOWRANK_SUMS_AS_CHIP
+    return true;
+#else
+    static const char *sums = getenv("LOWRANK_HOST_SUMS");
+    return sums != nullptr && strcmp(sums, "chip") == 0;
+#endif
+}
+
 struct alignas(128) ParamsChunk {
     char bytes[128];
 };
@@ -146,6 +156,7 @@ static std::string launch(const Kernel *kernel, const Shape &shape, const void *
     e->kernel = kernel;
     e->params = aligned.data();
     e->capability = shape.capability;
+    e->sums_as_chip = sums_as_chip();
     e->order = (Order)order;
     e->random = Random{seed};
     e->failure.clear();

@@ -129,10 +129,13 @@ struct Mma {
     const uint32_t *a, *b;
 };
 
-// d [16, 8] += a [16, K] b [K, 8], one accumulator an element, k ascending. The products of bf16, f16 and tf32 are
-// exact in f32, so the sums round like fused multiply-adds.
-template <int K> static void multiply(void *const *deposits, const float (&a)[16][K], const float (&b)[K][8]) {
+// d [16, 8] += a [16, K] b [K, 8], k ascending. The products of bf16, f16 and tf32 are exact in f32, so plain sums round like
+// fused multiply-adds.
+template <int K>
+static void multiply(void *const *deposits, const float (&a)[16][K], const float (&b)[K][8], const CoreType &type) {
     typedef float Row __attribute__((vector_size(32)));
+    Eight eights[K];
+    for (int k = 0; k < K && executor->sums_as_chip; k++) eights[k] = Eight(b[k], type);
     for (int i = 0; i < 16; i++) {
         // Row i is with lanes 4 (i % 8) to 4 (i % 8) + 3, in the lower or upper half of their registers.
         Row sum;
@@ -142,11 +145,12 @@ template <int K> static void multiply(void *const *deposits, const float (&a)[16
             sum[2 * t] = at[t][0];
             sum[2 * t + 1] = at[t][1];
         }
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < K && !executor->sums_as_chip; k++) {
             Row row;
             memcpy(&row, b[k], sizeof row);
             sum += a[i][k] * row;
         }
+        if (executor->sums_as_chip) add_products((float *)&sum, a[i], eights, K, type);
         for (int t = 0; t < 4; t++) {
             at[t][0] = sum[2 * t];
             at[t][1] = sum[2 * t + 1];
@@ -165,7 +169,7 @@ template <typename T> static void mma_k16(uint32_t, void *const *deposits) {
             for (int i = 0; i < 2; i++) b[2 * t + half + i * 8][g] = element(own->b[i]);
         }
     }
-    multiply<16>(deposits, a, b);
+    multiply<16>(deposits, a, b, std::is_same_v<T, bf16> ? core_bf16 : core_f16);
 }
 
 static void mma_k8(uint32_t, void *const *deposits) {
@@ -177,7 +181,7 @@ static void mma_k8(uint32_t, void *const *deposits) {
         for (int i = 0; i < 4; i++) a[g + i % 2 * 8][t + i / 2 * 4] = element(own->a[i]);
         for (int i = 0; i < 2; i++) b[t + i * 4][g] = element(own->b[i]);
     }
-    multiply<8>(deposits, a, b);
+    multiply<8>(deposits, a, b, core_tf32);
 }
 
 static void mma(const char *operation, float *d, const uint32_t *a, const uint32_t *b, Compute compute, Site site) {

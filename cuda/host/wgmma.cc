@@ -136,7 +136,6 @@ struct Tile {
 };
 
 static void perform(PendingWgmma &pending) {
-    typedef float Row __attribute__((vector_size(32)));
     const Wgmma &op = pending.operation;
     const Lane *lane = this_lane();
     unsigned first = (unsigned)(lane - lane->owner->lanes) / 32 % 4 * 16;
@@ -152,6 +151,10 @@ static void perform(PendingWgmma &pending) {
         Tile(op.a, op.trans_a).read(first, 16, [&](unsigned row, unsigned k, float x) { a[row][k] = x; });
     }
     Tile(op.b, op.trans_b).read(0, (unsigned)op.n, [&](unsigned row, unsigned k, float x) { b[k][row] = x; });
+    typedef float Row __attribute__((vector_size(32)));
+    auto &eights = executor->wgmma_eights;
+    for (int j = 0; j < op.n / 8 && executor->sums_as_chip; j++)
+        for (unsigned k = 0; k < 16; k++) eights[j][k] = Eight(b[k] + 8 * j, core_bf16);
     Accumulators &sums = *pending.sums;
     for (unsigned i = 0; i < 16; i++) {
         for (int j = 0; j < op.n / 8; j++) {
@@ -161,7 +164,8 @@ static void perform(PendingWgmma &pending) {
                 sum[2 * t] = at(t)[0];
                 sum[2 * t + 1] = at(t)[1];
             }
-            for (unsigned k = 0; k < 16; k++) sum += a[i][k] * *(const Row *)(b[k] + 8 * j);
+            for (unsigned k = 0; k < 16 && !executor->sums_as_chip; k++) sum += a[i][k] * *(const Row *)(b[k] + 8 * j);
+            if (executor->sums_as_chip) add_products((float *)&sum, a[i], eights[j], 16, core_bf16);
             for (unsigned t = 0; t < 4; t++) {
                 at(t)[0] = sum[2 * t];
                 at(t)[1] = sum[2 * t + 1];

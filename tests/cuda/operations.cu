@@ -88,6 +88,22 @@ KERNEL(matrix_operations, matrix_params, 32) {
     write_d(p.d + 384, h);
 }
 
+struct sum_params {
+    const uint16_t *a, *b; // [16, 16], [8, 16]
+    float *d;              // [16, 8]
+};
+
+// d += a b^T.
+KERNEL(sum, sum_params, 32) {
+    uint32_t g = lane_index() / 4, t = lane_index() % 4, a[4], b[2];
+    for (uint32_t i = 0; i < 4; i++) a[i] = *(const uint32_t *)(p.a + (g + i % 2 * 8) * 16 + 2 * t + i / 2 * 8);
+    for (uint32_t i = 0; i < 2; i++) b[i] = *(const uint32_t *)(p.b + g * 16 + 2 * t + i * 8);
+    float d[4];
+    for (uint32_t i = 0; i < 4; i++) d[i] = p.d[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+    mma_bf16(d, a, b);
+    write_d(p.d, d);
+}
+
 struct queue_params {
     const float *x; // [rounds, 32]
     float *y;
