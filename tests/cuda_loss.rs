@@ -256,13 +256,10 @@ fn logits_of_every_size() {
         assert!(ours.iter().flatten().all(|x| x.is_finite()), "{values:?}");
         case.check(&ours, &format!("{values:?}"));
     }
-    // Targets with all but 1e-3 of the probability.
+    // Targets that have nearly all of the probability.
     for softcap in [None, Some(30.0)] {
-        let mut bias = vec![0.0; 6200];
-        case.targets = vec![5, 2047, 2048, 4095, 4096, 6199];
-        case.targets.iter().for_each(|target| bias[*target as usize] = 18.0);
         case.targets = vec![5; 6];
-        bias.iter_mut().enumerate().for_each(|(i, x)| *x = if i == 5 { 24.0 } else { 0.0 });
+        let bias = (0..6200).map(|i| if i == 5 { 24.0 } else { 0.0 }).collect();
         (case.bias, case.softcap) = (Some(bias), softcap);
         case.check(&case.run(&cuda), "likely targets");
     }
