@@ -6,34 +6,22 @@
 // rows x 64 columns in lines of 128 bytes, swizzled. Rows behind a sequence's end are those of its neighbours: queries
 // are not stored, keys are hidden, and what values have that is not finite is taken out as elsewhere.
 #include "attention_forward.cuh"
-#include "hopper.cuh"
+#include "attention_hopper.cuh"
 
-#define QUERIES 64 // of a warpgroup
-#define KEYS 64
-#define GROUPS 2
-#define CONSUMERS (128 * GROUPS)
-#define THREADS (CONSUMERS + 128)
-#define LINE 128           // bytes
-#define PIECE (64 * LINE)
 #define STAGES ATTENTION_HOPPER_STAGES
 
 template <int D> struct Rings {
-    static constexpr int PIECES = D / 64;
-    static constexpr unsigned TILE = PIECES * PIECE;
-    unsigned char *q, *k, *v; // [GROUPS], [STAGES], [STAGES] of [PIECES][64][LINE]
+    static constexpr unsigned TILE = tile_bytes<D>;
+    unsigned char *q, *k, *v; // tiles [GROUPS], [STAGES], [STAGES]
     uint64_t *q_full, *k_full, *k_empty, *v_full, *v_empty;
 
-    __device__ __forceinline__ static void load(unsigned char *to, const tensor_map &map, uint64_t *barrier, int column, int row) {
-#pragma unroll
-        for (int i = 0; i < PIECES; i++) tma_load_2d(to + i * PIECE, &map, barrier, column + 64 * i, row);
-    }
     // A tile to stage `count` modulo STAGES, when its last one is no longer read.
     __device__ __forceinline__ static void load_stage(unsigned char *ring, const tensor_map &map, uint64_t *full,
                                                       uint64_t *empty, unsigned count, int column, int row) {
         unsigned slot = count % STAGES;
         mbarrier_wait(&empty[slot], count / STAGES % 2 ^ 1);
         mbarrier_arrive_expect(&full[slot], TILE);
-        load(ring + slot * TILE, map, &full[slot], column, row);
+        load_tile<D>(ring + slot * TILE, map, &full[slot], column, row);
     }
 };
 
@@ -47,49 +35,13 @@ __device__ __forceinline__ void produce(const attention_hopper_params &p, const 
                                         const attention_sequence &s, int head, int kv_head) {
     mbarrier_arrive_expect(rings.q_full, GROUPS * Rings<D>::TILE);
     for (int group = 0; group < GROUPS; group++)
-        rings.load(rings.q + group * Rings<D>::TILE, p.q, rings.q_full, head * D,
-                   (int)s.q_start + range.first_row + group * QUERIES);
+        load_tile<D>(rings.q + group * Rings<D>::TILE, p.q, rings.q_full, head * D,
+                     (int)s.q_start + range.first_row + group * TILE_ROWS);
     for (int tile = range.first_tile; tile <= range.last_tile; tile++) {
         unsigned count = tile - range.first_tile;
-        int row = (int)s.k_start + tile * KEYS;
+        int row = (int)s.k_start + tile * TILE_ROWS;
         rings.load_stage(rings.k, p.k, rings.k_full, rings.k_empty, count, kv_head * D, row);
         rings.load_stage(rings.v, p.v, rings.v_full, rings.v_empty, count, kv_head * D, row);
-    }
-}
-
-// s = q k^T.
-template <int D>
-__device__ __forceinline__ void multiply_keys(float (&s)[KEYS / 2], const unsigned char *q, const unsigned char *k) {
-    uint64_t a = wgmma_descriptor(q, 0, 8 * LINE, WGMMA_SWIZZLE_128);
-    uint64_t b = wgmma_descriptor(k, 0, 8 * LINE, WGMMA_SWIZZLE_128);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < D / 16; step++) {
-        unsigned bytes = step / 4 * PIECE + step % 4 * 32;
-        wgmma_bf16<KEYS>(s, wgmma_advance(a, bytes), wgmma_advance(b, bytes), step > 0);
-    }
-    wgmma_commit();
-    wgmma_wait<0>();
-}
-
-// product = p v.
-template <int D>
-__device__ __forceinline__ void multiply_values(float (&product)[D / 2], const Left<bf16, 1, KEYS> &left,
-                                                const unsigned char *v) {
-    uint64_t b = wgmma_descriptor(v, PIECE, 8 * LINE, WGMMA_SWIZZLE_128);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < KEYS / 16; step++)
-        wgmma_bf16<D, 1>(product, left.a[0][step], wgmma_advance(b, step * 16 * LINE), step > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-}
-
-// As find_not_finite, of a tile in pieces, by all consumers.
-template <int D> __device__ __forceinline__ void find_not_finite_in_pieces(unsigned char *tile, uint32_t *bad) {
-    for (unsigned i = threadIdx.x; i < Rings<D>::TILE / 16; i += CONSUMERS) {
-        unsigned row = i * 16 / LINE % 64;
-        if (has_not_finite((bf16 *)(tile + i * 16), true)) atomicOr(bad + row / 32, 1u << row % 32);
     }
 }
 
@@ -105,39 +57,36 @@ __device__ __forceinline__ void consume(const attention_params &p, const Rings<D
         __syncwarp();
         if (lane == 0) mbarrier_arrive(empty);
     };
-    unsigned scans = 0;
+    Scans<2> scans{bad, 0};
     mbarrier_wait(rings.q_full, 0);
     for (int tile = range.first_tile; tile <= range.last_tile; tile++) {
         unsigned count = tile - range.first_tile, slot = count % STAGES, parity = count / STAGES % 2;
-        int first_key = tile * KEYS;
-        bool hidden = first_key + KEYS - 1 > range.first_row + range.past || first_key <= range.last_row + range.past - p.window;
-        float x[1][KEYS / 8][4], alpha[1][2], beta[1][2];
+        int first_key = tile * TILE_ROWS;
+        bool hidden = first_key + TILE_ROWS - 1 > range.first_row + range.past || first_key <= range.last_row + range.past - p.window;
+        float x[1][TILE_ROWS / 8][4], alpha[1][2], beta[1][2];
         mbarrier_wait(&rings.k_full[slot], parity);
-        multiply_keys<D>(reinterpret_cast<float(&)[KEYS / 2]>(x), rings.q + group * Rings<D>::TILE,
-                         rings.k + slot * Rings<D>::TILE);
+        start_rows<D>(accumulators(x), rings.q + group * Rings<D>::TILE, rings.k + slot * Rings<D>::TILE);
+        wgmma_wait<0>();
         release(&rings.k_empty[slot]);
-        scores<bf16, 1, KEYS>(x, p, first_key, position, hidden);
+        scores<bf16, 1, TILE_ROWS>(x, p, first_key, position, hidden);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float top, sum = exponentials<bf16, KEYS>(x[0], half, top);
+            float top, sum = exponentials<bf16, TILE_ROWS>(x[0], half, top);
             rows[half].fold<bf16>(top, sum, alpha[0][half], beta[0][half]);
         }
-        Left<bf16, 1, KEYS> left;
+        Left<bf16, 1, TILE_ROWS> left;
         left.set(x, nullptr);
         unsigned char *values = rings.v + slot * Rings<D>::TILE;
         mbarrier_wait(&rings.v_full[slot], parity);
-        uint32_t *bad_here = bad + scans % 3 * 2;
+        uint32_t *bad_here = scans.here();
         if (hidden) {
-            find_not_finite_in_pieces<D>(values, bad_here);
+            find_not_finite_in_pieces<D>(values, bad_here, true);
             fence_proxy_async();
-            barrier_sync(1, CONSUMERS);
-            // Everybody has read what the last scan found; that of the scan after the next one is not made before the
-            // next barrier.
-            if (threadIdx.x < 2) bad[(scans + 2) % 3 * 2 + threadIdx.x] = 0;
-            scans++;
+            scans.end();
         }
         float product[1][D / 8][4];
-        multiply_values<D>(reinterpret_cast<float(&)[D / 2]>(product), left, values);
+        start_product<D>(accumulators(product), left, values, false);
+        wgmma_wait<0>();
         release(&rings.v_empty[slot]);
         rescale(o, alpha);
 #pragma unroll
@@ -175,14 +124,14 @@ template <int D> __device__ __forceinline__ void attention_hopper(const attentio
     SHARED(uint64_t, barriers, 1 + 4 * STAGES);
     SHARED(uint32_t, bad, 6);
     attention_sequence s = p.sequences[blockIdx.z];
-    constexpr int ROWS = GROUPS * QUERIES;
+    constexpr int ROWS = GROUPS * TILE_ROWS;
     int n_tiles = ((int)s.q_len + ROWS - 1) / ROWS, head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     if ((int)blockIdx.x >= n_tiles) return;
     Range range;
     range.first_row = (n_tiles - 1 - (int)blockIdx.x) * ROWS, range.past = s.k_len - s.q_len;
     range.last_row = min(range.first_row + ROWS, (int)s.q_len) - 1;
-    range.first_tile = max(0, range.first_row + range.past - p.window + 1) / KEYS;
-    range.last_tile = (range.last_row + range.past) / KEYS;
+    range.first_tile = max(0, range.first_row + range.past - p.window + 1) / TILE_ROWS;
+    range.last_tile = (range.last_row + range.past) / TILE_ROWS;
     uint64_t *k_full = barriers + 1;
     unsigned char *k = memory + GROUPS * Rings<D>::TILE;
     Rings<D> rings{memory, k, k + STAGES * Rings<D>::TILE, barriers, k_full, k_full + STAGES, k_full + 2 * STAGES, k_full + 3 * STAGES};

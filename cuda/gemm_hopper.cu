@@ -18,17 +18,6 @@
 #define STEPS (TILE_K / 16)
 #define PAIR_COPIES 4   // log2
 
-// Where in the ring a thread is.
-struct Stage {
-    unsigned stages, slot = 0, parity = 0;
-
-    __device__ __forceinline__ explicit Stage(unsigned stages) : stages(stages) {}
-    __device__ __forceinline__ void advance() {
-        if (++slot == stages) slot = 0, parity ^= 1;
-    }
-    __device__ __forceinline__ unsigned slot_before() const { return (slot ? slot : stages) - 1; }
-};
-
 // ROWS_: of the result, in a tile. CODE_BITS_: 4 or 8 if one term's right operand is of such codes, else 0. SPLIT_: the blocks
 // of a cluster have parts of a sum.
 template <int ROWS_, int CODE_BITS_, bool A_K_MAJOR_, bool B_K_MAJOR_, bool SPLIT_> struct Kind {

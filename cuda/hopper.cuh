@@ -68,6 +68,17 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, unsigned parity
     HOST(host::mbarrier_wait(barrier, parity, site));
 }
 
+// Where in the ring a thread is.
+struct Stage {
+    unsigned stages, slot = 0, parity = 0;
+
+    __device__ __forceinline__ explicit Stage(unsigned stages) : stages(stages) {}
+    __device__ __forceinline__ void advance() {
+        if (++slot == stages) slot = 0, parity ^= 1;
+    }
+    __device__ __forceinline__ unsigned slot_before() const { return (slot ? slot : stages) - 1; }
+};
+
 // ---- TMA: one thread starts a copy of a box ---- Coordinates are of the box's first element, innermost dimension
 // first; elements outside of the tensor are read as zeros and not written. In shared memory a box is dense,
 // innermost first, 128-byte aligned; with a swizzle of 32, 64 or 128 bytes its innermost dimension has just that

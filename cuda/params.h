@@ -413,6 +413,13 @@ struct attention_backward_params {
     int32_t aligned;
 };
 
+// attention_backward_{keys,queries}_hopper_{64,128}: of boxes of 64 x 64.
+struct attention_backward_hopper_params {
+    struct attention_backward_params attention;
+    struct tensor_map q, k, v, dout;
+};
+#define ATTENTION_BACKWARD_HOPPER_STAGES 3 // of the ring of pairs of tiles
+
 // The token of a row that has none: a score is not a number.
 #define SAMPLE_NONE 0xffffffffu
 

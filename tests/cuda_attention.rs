@@ -127,7 +127,7 @@ fn every_kernel_of_a_chip_has_the_same_bits() {
     let long = [Sequence { q_start: 0, q_len: 200, k_start: 0, k_len: 200 }];
     let packed = [
         Sequence { q_start: 0, q_len: 70, k_start: 0, k_len: 70 },
-        Sequence { q_start: 73, q_len: 90, k_start: 40, k_len: 160 },
+        Sequence { q_start: 73, q_len: 90, k_start: 72, k_len: 128 },
     ];
     for backends in cuda::chips() {
         for (heads, window, softcap) in [
@@ -139,18 +139,27 @@ fn every_kernel_of_a_chip_has_the_same_bits() {
             let mut operands = Operands::new(heads, 200, window, softcap);
             for bad in [None, Some(f32::NAN), Some(f32::INFINITY)] {
                 if let Some(bad) = bad {
-                    let cols = operands.v.len() / operands.rows;
-                    (operands.v[130 * cols + 3], operands.v[199 * cols + 9]) = (bad, bad);
+                    let rows = operands.rows;
+                    for x in [&mut operands.v, &mut operands.q, &mut operands.dout] {
+                        let cols = x.len() / rows;
+                        (x[130 * cols + 3], x[199 * cols + 9]) = (bad, bad);
+                    }
+                    let cols = operands.k.len() / rows;
+                    operands.k[71 * cols + 33] = bad;
                 }
                 for sequences in [&long[..], &packed] {
                     let mut expected = None;
                     for (i, backend) in backends.iter().enumerate() {
                         let found = operands.run(backend, DType::BF16, sequences);
-                        let expected = expected.get_or_insert_with(|| (found.out.clone(), found.lse.clone()));
                         let context =
                             format!("{heads:?}, window {window:?}, {bad:?}, {sequences:?}, backend {i}");
-                        assert_eq!(different_bits(&expected.0, &found.out), 0, "out of {context}");
-                        assert_eq!(different_bits(&expected.1, &found.lse), 0, "lse of {context}");
+                        let found = [found.out, found.lse, found.dq, found.dk, found.dv];
+                        let expected = expected.get_or_insert_with(|| found.clone());
+                        for (what, (expected, found)) in
+                            ["out", "lse", "dq", "dk", "dv"].iter().zip(expected.iter().zip(&found))
+                        {
+                            assert_eq!(different_bits(expected, found), 0, "{what} of {context}");
+                        }
                     }
                 }
             }
@@ -160,7 +169,7 @@ fn every_kernel_of_a_chip_has_the_same_bits() {
 
 /// What is said of Hopper's kernels is of these, not of others that took their place.
 #[test]
-fn many_queries_choose_hoppers_kernel() {
+fn many_queries_choose_hoppers_kernels() {
     for head_dim in [64, 128] {
         let recorder = cuda::Recorder::here(90);
         if recorder.capability_of_chip() != 90 {
@@ -170,8 +179,12 @@ fn many_queries_choose_hoppers_kernel() {
         let operands = Operands::new([1, 1, head_dim], 100, None, None);
         operands.run(&backend, DType::BF16, &cut(100, 100));
         let kernels = recorder.take().0;
-        let name = format!("attention_hopper_{head_dim}");
-        assert!(kernels.iter().filter(|kernel| **kernel == name).count() > 2, "{kernels:?}");
+        for name in
+            ["attention_hopper", "attention_backward_keys_hopper", "attention_backward_queries_hopper"]
+        {
+            let name = format!("{name}_{head_dim}");
+            assert!(kernels.iter().filter(|kernel| **kernel == name).count() > 2, "{kernels:?}");
+        }
         assert!(recorder.errors().is_empty());
     }
 }

@@ -194,8 +194,8 @@ fn a_kernel_that_does_not_end_is_an_error() {
     assert!(watched.take().1.contains("hopper"), "the portable kernels went on");
 }
 
-/// Attention of 140 queries.
-fn attention(backend: &Backend) -> Vec<f32> {
+/// Attention of 140 queries: the result, or gradients.
+fn attention(backend: &Backend, backward: bool) -> Vec<f32> {
     let [q, k, v] = [random(backend, [140, 128]), random(backend, [140, 64]), random(backend, [140, 64])];
     let shape = AttentionShape {
         n_heads: 2,
@@ -206,30 +206,65 @@ fn attention(backend: &Backend) -> Vec<f32> {
         softcap: None,
         sequences: &[Sequence { q_start: 0, q_len: 140, k_start: 0, k_len: 140 }],
     };
-    let mut out = backend.zeros(&[140, 128], DType::BF16).unwrap();
+    let zeros = |cols| backend.zeros(&[140, cols], DType::BF16).unwrap();
+    let (mut out, mut dq, mut dk, mut dv) = (zeros(128), zeros(128), zeros(64), zeros(64));
     let mut lse = backend.zeros(&[140, 2], DType::F32).unwrap();
     backend.attention(&mut out, &mut lse, &q, &k, &v, &shape).unwrap();
-    backend.to_f32(&out).unwrap()
+    if !backward {
+        return backend.to_f32(&out).unwrap();
+    }
+    backend.attention_backward(&mut dq, &mut dk, &mut dv, &q, &q, &k, &v, &out, &lse, &shape).unwrap();
+    [dq, dk, dv].map(|x| backend.to_f32(&x).unwrap()).concat()
+}
+
+/// Plants faults (a piece of a kernel's source, another one) in a file; nothing in the first. The kernels must be refused, and
+/// results stay right.
+fn plant_in_attention(file: &str, backward: bool, faults: &[(&str, &str)]) {
+    let portable = Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap();
+    let expected = attention(&portable, backward);
+    for (piece, other) in [("", "")].iter().chain(faults) {
+        let recorder = mutant_of(file, piece, other, ThreadOrder::Forward);
+        let found = attention(&Cuda::on(recorder.clone()).unwrap(), backward);
+        assert_eq!(different_bits(&found, &expected), 0, "{piece:?}");
+        let mut kernels = recorder.take().0;
+        let kind = if backward { "attention_backward" } else { "attention" };
+        kernels.retain(|kernel| kernel.starts_with(kind));
+        assert!(kernels.iter().any(|kernel| kernel.contains("hopper")), "{piece:?}: it was not asked");
+        let last = kernels.last().unwrap();
+        assert_eq!(last.contains("hopper"), piece.is_empty(), "{piece:?}: {kernels:?}");
+    }
 }
 
 #[test]
 fn planted_faults_of_attention_make_the_portable_kernel_serve() {
-    let expected = attention(&Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap());
-    for (piece, other, serves) in [
-        ("", "", true),
-        ("step / 4 * PIECE + step % 4 * 32", "step / 4 * PIECE + step % 4 * 16", false),
-        ("step * 16 * LINE", "step * 8 * LINE", false),
-        ("mbarrier_wait(&rings.v_full[slot], parity);", "", false),
-        ("mbarrier_wait(&empty[slot], count / STAGES % 2 ^ 1);", "(void)empty;", false),
-        ("count / STAGES % 2 ^ 1", "count / STAGES % 2", false),
-    ] {
-        let recorder = mutant_of("attention_hopper.cu", piece, other, ThreadOrder::Forward);
-        let found = attention(&Cuda::on(recorder.clone()).unwrap());
-        assert_eq!(different_bits(&found, &expected), 0, "{piece:?}");
-        let mut kernels = recorder.take().0;
-        kernels.retain(|kernel| kernel.starts_with("attention"));
-        assert!(kernels.iter().any(|kernel| kernel.contains("hopper")), "{piece:?}: it was not asked");
-        let last = kernels.last().unwrap();
-        assert_eq!(last.contains("hopper"), serves, "{piece:?}: {kernels:?}");
-    }
+    let faults = [
+        ("start_rows<D>(", "start_rows<D / 2>("),
+        ("left, values, false)", "left, values + 8 * LINE, false)"),
+        ("mbarrier_wait(&rings.v_full[slot], parity);", ""),
+        ("mbarrier_wait(&empty[slot], count / STAGES % 2 ^ 1);", "(void)empty;"),
+        ("count / STAGES % 2 ^ 1", "count / STAGES % 2"),
+    ];
+    plant_in_attention("attention_hopper.cu", false, &faults);
+}
+
+#[test]
+fn planted_faults_of_attentions_backward_make_the_portable_kernels_serve() {
+    let release = "        wgmma_wait<0>();\n        __syncwarp();\n        if (lane == 0) mbarrier_arrive";
+    let faults = [
+        // Tiles that nobody waits for, that are overwritten while they are read, that are never given back.
+        ("mbarrier_wait(&memory.full[stage.slot], stage.parity);", ""),
+        ("mbarrier_wait(&memory.empty[stage.slot], stage.parity ^ 1);", ""),
+        (release, &release.replace("lane == 0", "lane == 32")),
+        // Products that are read before they are there; a sum that forgets.
+        ("        wgmma_wait<1>();\n", ""),
+        ("wgmma_wait<OF_KEYS ? 1 : 0>();", ""),
+        ("second_left, x2, true)", "second_left, x2, false)"),
+        // Scalars of other queries, or that come too late.
+        ("at.first + (int)lane + 32 * i", "at.first + (int)lane + 31 * i"),
+        ("OF_KEYS ? 1 + 32 : 1", "1"),
+        // A pair of keys and values of another warpgroup; what is hidden, and seen.
+        ("second_own(memory.own(1, group))", "second_own(memory.own(1, group ^ 1))"),
+        ("if (hidden) hide<N>(x, block, rows.place, first);", ""),
+    ];
+    plant_in_attention("attention_backward_hopper.cu", true, &faults);
 }

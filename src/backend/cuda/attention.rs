@@ -1,5 +1,5 @@
-//! Launches of `cuda/attention.cu` and `cuda/attention_backward.cu`; `cuda/attention_hopper.cu` serves for the first where
-//! it may ([`attention_hopper`]).
+//! Launches of `cuda/attention.cu` and `cuda/attention_backward.cu`; kernels for Hopper serve for them where they may
+//! ([`attention_hopper`]).
 
 use super::bindings::*;
 use super::{Cuda, attention_hopper, read, written};
@@ -227,7 +227,19 @@ pub(super) fn attention_backward(
     lse: &Tensor,
     shape: &AttentionShape<'_>,
 ) -> Result<()> {
-    let [dq, dk, dv] = gradients;
+    backward(cuda, gradients, dout, [q, k, v], [out, lse], shape, None)
+}
+
+/// The backward; `hopper` says whose kernels serve, if it isn't to be found out.
+pub(super) fn backward(
+    cuda: &Cuda,
+    [dq, dk, dv]: [&mut Tensor; 3],
+    dout: &Tensor,
+    [q, k, v]: [&Tensor; 3],
+    [out, lse]: [&Tensor; 2],
+    shape: &AttentionShape<'_>,
+    hopper: Option<bool>,
+) -> Result<()> {
     let dtype = ensure_alike("attention_backward", &[dq, dout, q, out])?;
     ensure_alike("attention_backward", &[dk, dv, k, v])?;
     check::attention(shape, q, k, v, lse)?;
@@ -269,19 +281,26 @@ pub(super) fn attention_backward(
         softcap: shape.softcap.unwrap_or(0.0),
         aligned: i32::from(aligned),
     };
-    let (warps, rows, streamed) = geometry.backward();
-    let shared =
-        geometry.tile_bytes(2 * rows + 2 * streamed) + 2 * warps * geometry.operand_bytes(geometry.stream());
     let n_sequences = shape.sequences.len();
-    let of_keys = [call.max_keys.div_ceil(rows), shape.n_kv_heads, n_sequences];
-    let of_queries = [call.max_queries.div_ceil(rows), shape.n_heads, n_sequences];
-    // SAFETY: operands were checked against the shape; kernels stay in the rows of their sequence.
+    // SAFETY: operands were checked against the shape; there is a delta for every row of a head.
     unsafe {
         let kernel = format!("attention_delta_{dtype}");
         cuda.launch(&kernel, [heads.div_ceil(8), 1, 1], 256, 0, &delta_params)?;
-        let launch =
-            |name: &str, grid| cuda.launch(&geometry.kernel(name), grid, 32 * warps, shared, &params);
-        launch("attention_backward_keys", of_keys)?;
-        launch("attention_backward_queries", of_queries)
     }
+    let takes = aligned && attention_hopper::takes(cuda, dtype, shape.head_dim);
+    if takes && hopper.map_or_else(|| attention_hopper::backward_serves(cuda, shape.head_dim), Ok)? {
+        let most = [call.max_queries, call.max_keys, n_sequences];
+        return attention_hopper::launch_backward(cuda, params, [q, k, v, dout], most);
+    }
+    let (warps, rows, streamed) = geometry.backward();
+    let shared =
+        geometry.tile_bytes(2 * rows + 2 * streamed) + 2 * warps * geometry.operand_bytes(geometry.stream());
+    let of_keys = [call.max_keys.div_ceil(rows), shape.n_kv_heads, n_sequences];
+    let of_queries = [call.max_queries.div_ceil(rows), shape.n_heads, n_sequences];
+    let launch = |name: &str, grid| {
+        // SAFETY: operands were checked against the shape; the kernel stays in the rows of its sequence.
+        unsafe { cuda.launch(&geometry.kernel(name), grid, 32 * warps, shared, &params) }
+    };
+    launch("attention_backward_keys", of_keys)?;
+    launch("attention_backward_queries", of_queries)
 }

@@ -5,6 +5,7 @@ pub const GEMM_MAX_TERMS: u32 = 4;
 pub const GEMM_MAX_PROBLEMS: u32 = 4;
 pub const GEMM_HOPPER_MAX_STAGES: u32 = 8;
 pub const ATTENTION_HOPPER_STAGES: u32 = 2;
+pub const ATTENTION_BACKWARD_HOPPER_STAGES: u32 = 3;
 pub const SAMPLE_NONE: u32 = 4294967295;
 #[repr(C)]
 #[repr(align(128))]
@@ -1135,6 +1136,34 @@ const _: () = {
         [::core::mem::offset_of!(attention_backward_params, softcap) - 100usize];
     ["Offset of field: attention_backward_params::aligned"]
         [::core::mem::offset_of!(attention_backward_params, aligned) - 104usize];
+};
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone)]
+pub struct attention_backward_hopper_params {
+    pub attention: attention_backward_params,
+    pub __bindgen_padding_0: [u64; 2usize],
+    pub q: tensor_map,
+    pub k: tensor_map,
+    pub v: tensor_map,
+    pub dout: tensor_map,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_backward_hopper_params"]
+        [::core::mem::size_of::<attention_backward_hopper_params>() - 640usize];
+    ["Alignment of attention_backward_hopper_params"]
+        [::core::mem::align_of::<attention_backward_hopper_params>() - 128usize];
+    ["Offset of field: attention_backward_hopper_params::attention"]
+        [::core::mem::offset_of!(attention_backward_hopper_params, attention) - 0usize];
+    ["Offset of field: attention_backward_hopper_params::q"]
+        [::core::mem::offset_of!(attention_backward_hopper_params, q) - 128usize];
+    ["Offset of field: attention_backward_hopper_params::k"]
+        [::core::mem::offset_of!(attention_backward_hopper_params, k) - 256usize];
+    ["Offset of field: attention_backward_hopper_params::v"]
+        [::core::mem::offset_of!(attention_backward_hopper_params, v) - 384usize];
+    ["Offset of field: attention_backward_hopper_params::dout"]
+        [::core::mem::offset_of!(attention_backward_hopper_params, dout) - 512usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
