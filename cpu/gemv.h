@@ -212,7 +212,7 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
 #pragma GCC unroll 2
         for (size_t g = 0; g < GROUPS; g++) scale_levels(&levels[g], q, block + g * LANES, table, kind);
         for (size_t col = 0; col < q->block_cols; col += PANEL_COLS) {
-            vi codes[GROUPS][4];
+            vi codes[GROUPS][4], numbered[GROUPS][4];
 #pragma GCC unroll 2
             for (size_t g = 0; g < GROUPS; g++, from += PANEL_BYTES) {
 #pragma GCC unroll 4
@@ -224,7 +224,8 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
 #pragma GCC unroll 2
                 for (int g = 0; g < GROUPS; g++) {
                     vi pairs[4];
-                    panel_units(pairs, codes[g], &levels[g], s);
+                    if (s % 2 == 0) number_rows(numbered[g], codes[g], s / 2);
+                    panel_units(pairs, numbered[g], &levels[g], s);
 #pragma GCC unroll 4
                     for (int p = 0; p < 4; p++)
 #pragma GCC unroll 4

@@ -1,8 +1,8 @@
 // Matrices of four-bit codes laid out for products with few rows: in the order in which a product reads them.
 //
 // Thirty-two rows are a panel, and 32 columns of it are 512 contiguous bytes; a panel's lie one after the other, so a
-// product is one stream. They are two halves of sixteen rows, each four registers of 32 words. Bits 4 s to 4 s + 3 of
-// the word 8 g + 2 p + h in register d are the code of row 4 g + d and column 8 s + 2 p + 1 - h: of words beside each
+// product is one stream. They are two halves of sixteen rows, each four registers of 32 words. Nibble panel_nibble(s) of
+// the word 8 g + 2 p + h in register d is the code of row 4 g + d and column 8 s + 2 p + 1 - h: of words beside each
 // other, the high one has the earlier column, as a unit of bf16. Constants lie [panel][block of a row][half][16 rows].
 #ifndef LOWRANK_PANELS_H
 #define LOWRANK_PANELS_H
@@ -21,9 +21,12 @@ INLINE size_t panel_byte(const struct quantized *q, size_t row, size_t col) {
     return (2 * part + row / LANES % 2) * PANEL_BYTES + row % 4 * 64 + row % LANES / 4 * 16;
 }
 
+// The nibble of a word that has columns 8 s to 8 s + 7.
+INLINE size_t panel_nibble(size_t s) { return s % 2 * 2 + s / 2; }
+
 INLINE uint8_t panel_code(const struct quantized *q, size_t row, size_t col) {
-    size_t c = col % PANEL_COLS, byte = c / 2 % 4 * 4 + (1 - c % 2) * 2 + c / 16;
-    return q->codes[panel_byte(q, row, col) + byte] >> c / 8 % 2 * 4 & 15;
+    size_t c = col % PANEL_COLS, nibble = panel_nibble(c / 8), byte = c / 2 % 4 * 4 + (1 - c % 2) * 2 + nibble / 2;
+    return q->codes[panel_byte(q, row, col) + byte] >> nibble % 2 * 4 & 15;
 }
 
 // The place of an element's constants.
@@ -63,19 +66,32 @@ INLINE void scale_levels(struct panel_levels *to, const struct quantized *q, siz
         }
 }
 
+// The codes of units 8 `half` to 8 `half` + 7, each with its row's number in the two bits above it: in its neighbour's
+// place, so that one operation does it for two codes of a word.
+INLINE void number_rows(vi to[4], const vi codes[4], const int half) {
+    const vi rows = _mm512_set_epi64(0x3333333333333333, 0x3333333333333333, 0x2222222222222222, 0x2222222222222222,
+                                     0x1111111111111111, 0x1111111111111111, 0, 0);
+    const vi where = _mm512_set1_epi16(half ? 0x0303 : 0x3030);
+#pragma GCC unroll 4
+    for (int d = 0; d < 4; d++) to[d] = _mm512_ternarylogic_epi32(codes[d], where, rows, 0xb8);
+}
+
+// Codes of units 4 s to 4 s + 3 and their rows in the low six bits of each word, of what number_rows made of s / 2.
+INLINE vi panel_index(vi codes, const int s) {
+    switch (s) {
+    case 0: return codes;
+    case 1: return _mm512_mulhi_epu16(codes, _mm512_set1_epi16(1 << 8)); // a shift, where the other shifts are not done
+    case 2: return _mm512_srli_epi16(codes, 4);
+    default: return _mm512_ror_epi32(codes, 12); // the row of a word's last code is in the other word
+    }
+}
+
 // Units of k 4 s to 4 s + 3 of sixteen rows: four rows' elements are looked up at once, and 4 x 4 units transposed.
 INLINE void panel_units(vi out[4], const vi codes[4], const struct panel_levels *levels, const int s) {
-    const vi row = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
-                                    0x0010001000100010, 0x0010001000100010, 0, 0);
-    const vi row_bits = _mm512_set1_epi16(0x30);
     vi x[4];
 #pragma GCC unroll 4
-    for (int d = 0; d < 4; d++) {
-        vi code = s ? _mm512_srli_epi16(codes[d], 4 * s) : codes[d];
-        // Bits of the row where row_bits are set, of the code elsewhere; bits above them are not looked at.
-        vi index = _mm512_ternarylogic_epi32(row_bits, row, code, 0xca);
-        x[d] = _mm512_permutex2var_epi16(levels->row[d][0], index, levels->row[d][1]);
-    }
+    for (int d = 0; d < 4; d++)
+        x[d] = _mm512_permutex2var_epi16(levels->row[d][0], panel_index(codes[d], s), levels->row[d][1]);
     vi low01 = _mm512_unpacklo_epi32(x[0], x[1]), high01 = _mm512_unpackhi_epi32(x[0], x[1]);
     vi low23 = _mm512_unpacklo_epi32(x[2], x[3]), high23 = _mm512_unpackhi_epi32(x[2], x[3]);
     out[0] = _mm512_unpacklo_epi64(low01, low23);
@@ -98,11 +114,12 @@ INLINE void pack_panel(uint32_t *dst, const struct quantized *q, size_t row, siz
         for (size_t c = 0; c < k; c += PANEL_COLS) {
             if (c == 0 || (col + c) % q->block_cols == 0)
                 scale_levels(&levels, q, panel_block(q, row, col + c), table, kind);
-            vi codes[4], out[4];
+            vi codes[4], numbered[4], out[4];
             load_panel(codes, q->codes + panel_byte(q, row, col + c));
 #pragma GCC unroll 4
             for (int s = 0; s < 4; s++) {
-                panel_units(out, codes, &levels, s);
+                if (s % 2 == 0) number_rows(numbered, codes, s / 2);
+                panel_units(out, numbered, &levels, s);
                 for (size_t p = 0; p < 4; p++) vi_store(dst + (c / 2 + 4 * (size_t)s + p) * PANEL_ROWS, out[p]);
             }
         }

@@ -156,7 +156,8 @@ static int lay_out_panel(const struct quantized *to, const struct quantized *fro
                 uint32_t words = 0;
                 for (size_t s = 0; s < 4; s++) {
                     uint8_t pair = codes[4 * s + p];
-                    words |= (uint32_t)(pair >> 4) << (16 + 4 * s) | (uint32_t)(pair & 15) << 4 * s;
+                    size_t bit = 4 * panel_nibble(s);
+                    words |= (uint32_t)(pair >> 4) << (16 + bit) | (uint32_t)(pair & 15) << bit;
                 }
                 memcpy(to->codes + panel_byte(from, row, col) + 4 * p, &words, sizeof words);
             }
