@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::param::{ParamId, ParamStore};
 use crate::quant::Quantized;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 /// A frozen weight matrix in its stored format. There is no gradient of it, by construction.
 #[derive(Clone, Debug)]
@@ -107,10 +108,10 @@ impl Parameter {
     ///
     /// # Errors
     /// When it differs from slot to slot.
-    pub fn weight(&self, params: &ParamStore) -> Result<Weight> {
+    pub fn weight(&self, params: &ParamStore) -> Result<Cow<'_, Weight>> {
         match self {
-            Parameter::Frozen(weight) => Ok(weight.clone()),
-            Parameter::Trainable(id) => params.value(*id).map(Weight::Dense),
+            Parameter::Frozen(weight) => Ok(Cow::Borrowed(weight)),
+            Parameter::Trainable(id) => Ok(Cow::Owned(Weight::Dense(params.value(*id)?))),
             Parameter::SideBySide(_) => {
                 Err(Error::shape("parameter", "expected one for all rows, found one for each slot"))
             }
@@ -122,8 +123,8 @@ impl Parameter {
     /// # Errors
     /// When the weight is quantized.
     pub fn tensor(&self, params: &ParamStore) -> Result<Tensor> {
-        match self.weight(params)? {
-            Weight::Dense(tensor) => Ok(tensor),
+        match &*self.weight(params)? {
+            Weight::Dense(tensor) => Ok(tensor.clone()),
             Weight::Quantized(_) => {
                 Err(Error::shape("parameter", "expected a dense tensor, found a quantized matrix"))
             }

@@ -11,13 +11,14 @@ use crate::error::Result;
 use crate::model::{Linear, Lora, Weight};
 use crate::param::ParamStore;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 /// The head's operands.
 pub(crate) struct Head<'a> {
     backend: &'a Backend,
     params: &'a ParamStore,
     layer: &'a Linear,
-    weight: Weight,
+    weight: Cow<'a, Weight>,
     low_rank: Option<(&'a Lora, [Tensor; 2])>, // with A, B
     bias: Option<Tensor>,
 }

@@ -70,7 +70,30 @@ struct Prepared<'a> {
     args: gemm_args,
     work: usize, // multiplications
     _terms: Vec<gemm_term>,
-    _packed: Vec<(Tensor, Right<'a>)>,
+    _rights: Vec<Right<'a>>,
+    packed: Vec<Packed<'a>>,
+}
+
+/// A packed left operand.
+struct Packed<'a> {
+    of: Option<PackedOf<'a>>, // nothing that another product may have too
+    units: Tensor,
+}
+
+/// What a packed left operand depends on.
+struct PackedOf<'a> {
+    matrix: &'a Tensor,
+    transposed: bool,
+    m: usize,
+    rows: Range<usize>,
+    bf16: bool,
+}
+
+impl PackedOf<'_> {
+    fn is_same(&self, other: &PackedOf<'_>) -> bool {
+        let key = |of: &PackedOf<'_>| (of.matrix.dtype(), of.transposed, of.m, of.rows.clone(), of.bf16);
+        self.matrix.is_same(other.matrix) && key(self) == key(other)
+    }
 }
 
 impl Prepared<'_> {
@@ -85,7 +108,8 @@ impl Cpu {
         products.iter().try_for_each(|(out, gemm)| check::gemm(out, gemm))?;
         let mut prepared = Vec::with_capacity(products.len());
         for (out, gemm) in products.iter_mut().filter(|(out, _)| out.elements() > 0) {
-            prepared.push(self.prepare(out, gemm)?);
+            let product = self.prepare(out, gemm, &prepared)?;
+            prepared.push(product);
         }
         if prepared.iter().all(Prepared::has_few_rows) {
             self.run_few_rows(&prepared);
@@ -97,14 +121,21 @@ impl Cpu {
         Ok(())
     }
 
-    fn prepare<'a>(&self, out: &mut Tensor, gemm: &Gemm<'a>) -> Result<Prepared<'a>> {
+    /// Packs what none of `others`, which run at the same time, has packed.
+    fn prepare<'a>(
+        &self,
+        out: &mut Tensor,
+        gemm: &Gemm<'a>,
+        others: &[Prepared<'_>],
+    ) -> Result<Prepared<'a>> {
         let (rows, cols) = (out.rows(), out.cols());
         let all: Vec<_> = gemm.terms_by_rows(rows).collect();
         let bf16 = all.iter().all(|(_, t)| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
         let can_flip = gemm.row_terms.is_empty() && !all.iter().any(|(_, t)| is_quantized(&t.b));
         let flip = cols <= SKINNY && 4 * cols <= rows && can_flip;
         let (m, n) = if flip { (cols, rows) } else { (rows, cols) };
-        let mut packed = Vec::with_capacity(all.len()); // keeps what `terms` points to
+        // These keep what `terms` points to.
+        let (mut packed, mut rights) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
         let mut terms = Vec::with_capacity(all.len());
         let mut work = 0;
         for (range, term) in all {
@@ -114,15 +145,24 @@ impl Cpu {
             let b = right_operand(&right, is_transposed(&term.b) != flip);
             let (a, b) = if flip { (b, a) } else { (a, b) };
             let range = if flip { 0..m } else { range };
-            let a = self.pack_a(&a, m, range.clone(), k, bf16)?;
+            let transposed = is_transposed(&term.a);
+            let of = PackedOf { matrix: term.a.dense()?, transposed, m, rows: range.clone(), bf16 };
+            let of = (!flip).then_some(of);
+            let mut ready = others.iter().flat_map(|product| &product.packed);
+            let is_same = |(a, b): (&PackedOf<'_>, &PackedOf<'_>)| a.is_same(b);
+            let units = match ready.find(|packed| of.as_ref().zip(packed.of.as_ref()).is_some_and(is_same)) {
+                Some(packed) => packed.units.clone(),
+                None => self.pack_a(&a, m, range.clone(), k, bf16)?,
+            };
             terms.push(gemm_term {
-                a: a.host_bytes().cast(),
+                a: units.host_bytes().cast(),
                 b,
                 k,
                 first_row: range.start,
                 last_row: range.end,
             });
-            packed.push((a, right));
+            packed.push(Packed { of, units });
+            rights.push(right);
             work += range.len() * n * k;
         }
         let args = gemm_args {
@@ -140,7 +180,7 @@ impl Cpu {
             bias: gemm.bias.map_or(std::ptr::null(), |b| b.host_bytes().cast()),
             bias_type: gemm.bias.map_or(0, |b| type_code(b.dtype())),
         };
-        Ok(Prepared { args, work, _terms: terms, _packed: packed })
+        Ok(Prepared { args, work, _terms: terms, _rights: rights, packed })
     }
 
     /// The operand in a type that the arithmetic takes.
