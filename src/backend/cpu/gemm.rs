@@ -16,6 +16,9 @@ const TILES_PER_JOB: usize = 40;
 /// Products of at most this many rows are computed from registers (`cpu/gemv.h`), a panel at a time.
 const FEW_ROWS: usize = 4;
 
+/// Jobs of a thread, of products with few rows, from which on a job takes several panels: enough to end evenly.
+const FEW_ROWS_JOBS: usize = 12;
+
 /// Products below this many multiplications run on the calling thread.
 const SERIAL_WORK: usize = 1 << 17;
 
@@ -289,37 +292,36 @@ impl Cpu {
 
     /// Products of few rows, all at once: each thread takes its share of every one's panels.
     fn run_few_rows(&self, products: &[Prepared<'_>]) {
-        let width = self.table.gemm_nr;
-        // By product: its arguments, panels, and jobs of a thread.
+        let (width, threads) = (self.table.gemm_nr, self.threads);
+        // By product: its arguments, tiles, panels, panels of a job, and jobs of a thread.
         let parts: Vec<_> = products
             .iter()
             .map(|product| {
                 let panels = product.args.n.div_ceil(width);
+                let together = (panels / (FEW_ROWS_JOBS * threads)).clamp(1, 4);
                 let args = Shared(std::ptr::from_ref(&product.args).cast_mut());
-                (args, panels, panels.div_ceil(self.threads))
+                let jobs = panels.div_ceil(threads).div_ceil(together);
+                (args, self.tiles(product.args.m), panels, together, jobs)
             })
             .collect();
-        let jobs: usize = parts.iter().map(|(_, _, jobs)| jobs).sum();
+        let jobs: usize = parts.iter().map(|(.., jobs)| jobs).sum();
         let rows = products.iter().map(|product| product.args.m).max().unwrap_or(0);
         // SAFETY: a pure function of its arguments.
         let floats = |_| unsafe { kernel!(self, gemm_scratch)(rows, 1, 0, self.tiles(rows)) };
         let work: usize = products.iter().map(|product| product.work).sum();
-        self.run_with_scratch(self.threads * jobs, work < SERIAL_WORK, floats, |i, scratch| {
+        self.run_with_scratch(threads * jobs, work < SERIAL_WORK, floats, |i, scratch| {
             let (thread, mut job) = (i / jobs, i % jobs);
-            for (args, panels, jobs) in &parts {
+            for (args, tiles, panels, together, jobs) in &parts {
                 if job >= *jobs {
                     job -= jobs;
                     continue;
                 }
-                let (from, end) = (thread * panels / self.threads, (thread + 1) * panels / self.threads);
-                let panel = from + job;
-                if panel < end {
+                let (first, end) = (thread * panels / threads, (thread + 1) * panels / threads);
+                let first = first + job * together;
+                for panel in first..end.min(first + together) {
                     // SAFETY: the jobs' column panels are disjoint; operands were checked; the products outlive
                     // the jobs.
-                    unsafe {
-                        let tiles = self.tiles((*args.at(0)).m);
-                        kernel!(self, gemm_panels)(args.at(0), panel * width, 1, 0, tiles, scratch);
-                    }
+                    unsafe { kernel!(self, gemm_panels)(args.at(0), panel * width, 1, 0, *tiles, scratch) };
                 }
                 return;
             }
