@@ -184,6 +184,7 @@ fn optimizer(criterion: &mut Criterion, gpu: &Backend) {
         epsilon: 1e-8,
         weight_decay: 0.01,
         grad_scale: 1.0,
+        verdict: None,
         bias_correction1: 0.1,
         bias_correction2_sqrt: 0.03,
     };

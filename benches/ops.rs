@@ -169,6 +169,7 @@ impl Bench<'_, '_> {
             epsilon: 1e-8,
             weight_decay: 0.01,
             grad_scale: 0.5,
+            verdict: None,
             bias_correction1: 0.5,
             bias_correction2_sqrt: 0.5,
         };

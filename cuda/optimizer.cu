@@ -3,9 +3,15 @@
 
 #include "pack.cuh"
 
-// AdamW on one element.
+// Whether nothing must change, as this step or one before it was not finite.
+__device__ __forceinline__ bool is_forbidden(const optimizer_params &p) { return p.verdict && p.verdict[0] != 0.0f; }
+
+__device__ __forceinline__ float grad_scale_of(const optimizer_params &p) {
+    return p.verdict ? p.verdict[2] : p.grad_scale;
+}
+
+// AdamW on one element; the gradient is scaled already.
 __device__ __forceinline__ float adamw_element(const optimizer_params &s, float p, float g, float &m, float &v) {
-    g *= s.grad_scale;
     p *= s.decay;
     m = fmaf(s.beta1, m, s.one_minus_beta1 * g);
     v = fmaf(s.beta2, v, s.one_minus_beta2 * g * g);
@@ -18,14 +24,43 @@ __device__ __forceinline__ float adamw_element(const optimizer_params &s, float 
     load_pack(name, (const float *)(from) + i, left)
 #define EACH(j) _Pragma("unroll") for (int j = 0; j < PACK; j++)
 
+// One block. Threads that find the same write the same.
+KERNEL(judge_losses, judge_losses_params, ELEMENT_THREADS) {
+    bool is_finite = true;
+    for (uint64_t i = threadIdx.x; i < p.n; i += ELEMENT_THREADS) is_finite = is_finite && p.losses[i] - p.losses[i] == 0.0f;
+    if (!is_finite && p.verdict[0] == 0.0f) {
+        p.verdict[1] = 1.0f;
+        p.verdict[0] = p.step;
+    }
+}
+
+// One block, whose first thread adds in the host's order, with the arithmetic of clip_scale in src/optim/optimizer.rs.
+KERNEL(judge_gradients, judge_gradients_params, ELEMENT_THREADS) {
+    SHARED(float, sums, ELEMENT_THREADS);
+    double squares = 0.0;
+    for (uint64_t start = 0; start < p.n; start += ELEMENT_THREADS) {
+        uint64_t left = p.n - start;
+        if (threadIdx.x < left) sums[threadIdx.x] = p.sums[start + threadIdx.x];
+        __syncthreads();
+        if (threadIdx.x == 0)
+            for (uint32_t i = 0; i < ELEMENT_THREADS && i < left; i++) squares += (double)sums[i];
+        __syncthreads();
+    }
+    if (threadIdx.x != 0) return;
+    double norm = sqrt(squares), scale = p.max_grad_norm / (norm + 1e-6);
+    p.verdict[2] = (float)(scale < 1.0 ? scale : 1.0);
+    if (!(norm - norm == 0.0) && p.verdict[0] == 0.0f) p.verdict[0] = p.step;
+}
+
 KERNEL(adamw, optimizer_params, ELEMENT_THREADS) {
     uint64_t i = pack_start(), left = p.n - i;
-    if (i >= p.n) return;
+    if (i >= p.n || is_forbidden(p)) return;
     LOAD(x, p.p);
     LOAD(g, p.g);
     LOAD(m, p.m);
     LOAD(v, p.v);
-    EACH(j) x[j] = adamw_element(p, x[j], g[j], m[j], v[j]);
+    float grad_scale = grad_scale_of(p);
+    EACH(j) x[j] = adamw_element(p, x[j], g[j] * grad_scale, m[j], v[j]);
     store_pack(p.p + i, x, left);
     store_pack(p.m + i, m, left);
     store_pack(p.v + i, v, left);
@@ -33,12 +68,13 @@ KERNEL(adamw, optimizer_params, ELEMENT_THREADS) {
 
 KERNEL(lion, optimizer_params, ELEMENT_THREADS) {
     uint64_t i = pack_start(), left = p.n - i;
-    if (i >= p.n) return;
+    if (i >= p.n || is_forbidden(p)) return;
     LOAD(x, p.p);
     LOAD(g, p.g);
     LOAD(m, p.m);
+    float grad_scale = grad_scale_of(p);
     EACH(j) {
-        float gj = g[j] * p.grad_scale, u = fmaf(p.beta1, m[j], p.one_minus_beta1 * gj);
+        float gj = g[j] * grad_scale, u = fmaf(p.beta1, m[j], p.one_minus_beta1 * gj);
         x[j] = x[j] * p.decay - (0.0f < u ? p.step_size : u < 0.0f ? -p.step_size : 0.0f);
         m[j] = fmaf(p.beta2, m[j], p.one_minus_beta2 * gj);
     }
@@ -48,11 +84,12 @@ KERNEL(lion, optimizer_params, ELEMENT_THREADS) {
 
 KERNEL(sgd, optimizer_params, ELEMENT_THREADS) {
     uint64_t i = pack_start(), left = p.n - i;
-    if (i >= p.n) return;
+    if (i >= p.n || is_forbidden(p)) return;
     LOAD(x, p.p);
     LOAD(g, p.g);
+    float grad_scale = grad_scale_of(p);
     EACH(j) {
-        float gj = fmaf(p.weight_decay, x[j], g[j] * p.grad_scale);
+        float gj = fmaf(p.weight_decay, x[j], g[j] * grad_scale);
         x[j] = fmaf(-p.step_size, gj, x[j]);
     }
     store_pack(p.p + i, x, left);
@@ -85,12 +122,13 @@ KERNEL(adamw_8bit, adamw_8bit_params, MOMENTS_BLOCK) {
     SHARED(float, m_most, MOMENTS_BLOCK / 32);
     SHARED(float, v_most, MOMENTS_BLOCK / 32);
     uint64_t i = (uint64_t)blockIdx.x * MOMENTS_BLOCK + threadIdx.x;
+    if (is_forbidden(p.step)) return; // all threads
     bool valid = i < p.step.n;
     float m = 0.0f, v = 0.0f;
     if (valid) {
         m = p.m_map[p.m[i]] * p.m_absmax[blockIdx.x];
         v = p.v_map[p.v[i]] * p.v_absmax[blockIdx.x];
-        p.step.p[i] = adamw_element(p.step, p.step.p[i], p.step.g[i], m, v);
+        p.step.p[i] = adamw_element(p.step, p.step.p[i], p.step.g[i] * grad_scale_of(p.step), m, v);
     }
     float m_absmax = block_max(fabsf(m), m_most), v_absmax = block_max(v, v_most);
     if (valid) {

@@ -238,6 +238,27 @@ struct optimizer_params {
     uint64_t n;
     float grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
     float bias_correction2_sqrt, epsilon, step_size, weight_decay;
+    const float *verdict; // on the step, in whose place grad_scale is and which may forbid it; or null
+};
+
+// A verdict on steps is float [3]: the first step whose losses or gradients are not finite, counted from 1, or 0; 1 if they
+// are its losses, else 0; and the last step's grad_scale.
+
+// judge_losses
+struct judge_losses_params {
+    float *verdict;
+    const float *losses;
+    uint64_t n;
+    float step;
+};
+
+// judge_gradients: sums are those of sum_squares; max_grad_norm is infinite where there is no bound
+struct judge_gradients_params {
+    float *verdict;
+    const float *sums;
+    uint64_t n;
+    double max_grad_norm;
+    float step;
 };
 
 // adamw_8bit: blocks of 256 elements; see moments_8bit of cpu/kernels.h

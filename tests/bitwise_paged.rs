@@ -39,6 +39,7 @@ fn adamw_8bit(backend: &Backend, n: usize) -> ([Vec<u32>; 3], [Vec<u8>; 2]) {
             epsilon: 1e-8,
             weight_decay: 0.1,
             grad_scale: 0.7,
+            verdict: None,
             bias_correction1: 1.0 - 0.9f64.powi(step as i32),
             bias_correction2_sqrt: (1.0 - 0.999f64.powi(step as i32)).sqrt(),
         };

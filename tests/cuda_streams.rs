@@ -13,14 +13,17 @@ use lowrank::adapter::{LoraConfig, Method, TargetModules};
 use lowrank::autograd::Dropout;
 use lowrank::backend::Backend;
 use lowrank::backend::cuda::{Cuda, Executor, Stream, ThreadOrder};
+use lowrank::data::Example;
+use lowrank::data::loader::{Loader, LoaderConfig};
 use lowrank::model::save::write_streamed;
 use lowrank::model::{Checkpoint, LoadOptions, Model};
 use lowrank::optim::{Optim, Optimizer, OptimizerArguments, clip_scale};
 use lowrank::param::{ParamLayout, ParamStore};
 use lowrank::rng::{Philox, PhiloxKey, Stream as Random};
-use lowrank::train::{PlanArguments, Planner};
+use lowrank::train::{Interval, PlanArguments, Planner, Trainer, TrainingArguments};
 use lowrank::{DType, Result};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 fn normal(n: usize, seed: u64) -> Vec<f32> {
     let mut rng = Philox::new(PhiloxKey::new(seed, Random::Dummy, 0));
@@ -239,6 +242,75 @@ fn waits_that_are_missing_are_seen() {
             }
         };
         assert!(ORDERS.iter().any(differs), "{fault:?} changes nothing");
+    }
+}
+
+/// A run of nine steps that are logged every so many: its files and the parameters, what it failed with, and what the
+/// executor was asked for.
+fn logged(
+    watched: &Arc<Watched<dyn Executor>>,
+    every: usize,
+    change: impl FnOnce(&mut TrainingArguments),
+) -> (Vec<Vec<u8>>, Vec<u32>, String, Counts) {
+    let backend = Cuda::on(watched.clone()).unwrap();
+    let mut model = Model::load(&path("llama"), &backend, DType::BF16).unwrap();
+    let mut method = method(r#"{"peft_type": "LORA", "r": 4, "lora_dropout": 0.1}"#);
+    method.attach(&mut model, 3).unwrap();
+    let examples = (0..6).map(|i| Example {
+        input_ids: (0..5 + i % 3).map(|t| 7 * i + 9 * t).collect(),
+        labels: (0..5 + i % 3).map(|t| (7 * i + 9 * t) as i32).collect(),
+    });
+    let loader = Loader::new(examples.collect(), LoaderConfig::default(), 7).unwrap();
+    let output = tempfile::tempdir().unwrap();
+    let mut arguments = TrainingArguments {
+        learning_rate: 1e-2,
+        max_steps: Some(9),
+        save_strategy: Interval::No,
+        logging_steps: every,
+        ..TrainingArguments::default()
+    };
+    change(&mut arguments);
+    let mut trainer = Trainer::new(&mut model, method, arguments, loader, Vec::new(), output.path()).unwrap();
+    let before = watched.counts();
+    let result = trainer.run(&AtomicBool::new(false), &mut |_| {});
+    let counts = watched.counts() - before;
+    let name =
+        |entry: std::io::Result<std::fs::DirEntry>| Some(entry.unwrap().path()).filter(|p| p.is_file());
+    let mut files: Vec<_> = std::fs::read_dir(output.path()).unwrap().filter_map(name).collect();
+    files.sort();
+    files.retain(|file| !file.ends_with("metrics.jsonl"));
+    let values = bits(&backend.to_vec(model.params.values().unwrap()).unwrap());
+    let files = files.into_iter().map(|file| std::fs::read(file).unwrap()).collect();
+    (files, values, result.err().map_or(String::new(), |e| e.to_string()), counts)
+}
+
+/// The host waits at steps that are logged alone; nothing else changes, but that a step that is not finite is told of
+/// later.
+#[test]
+fn steps_that_are_not_logged_do_not_wait() {
+    for watched in everywhere(Fault::None) {
+        for (optim, memory) in [("adamw_torch", None), ("paged_adamw_8bit", Some(0))] {
+            let change = |arguments: &mut TrainingArguments| {
+                arguments.optimizer = paged(optim, memory);
+                arguments.max_grad_norm = Some(0.1);
+            };
+            let all = logged(&watched, 1, change);
+            assert!(all.0.len() > 1 && all.2.is_empty(), "{}", all.2);
+            let some = logged(&watched, 4, change);
+            assert!((&all.0, &all.1, &all.2) == (&some.0, &some.1, &some.2), "{watched:?} {optim}");
+            // Steps 4, 8 and 9 are logged.
+            assert_eq!(all.3.waits - some.3.waits, 6, "{watched:?} {optim}");
+            assert!(some.3.graphs >= all.3.graphs / 2, "{all:?} {some:?}", all = all.3, some = some.3);
+        }
+        // The first step makes parameters huge, the second one's loss is not finite.
+        let diverge = |arguments: &mut TrainingArguments| {
+            arguments.learning_rate = 1e37;
+            arguments.optimizer = paged("adamw_torch", None);
+        };
+        let (all, some) = (logged(&watched, 1, diverge), logged(&watched, 4, diverge));
+        assert!(all.2.starts_with("step 2: loss is not finite"), "{}", all.2);
+        assert_eq!(all.2, some.2);
+        assert!(all.1 == some.1, "{watched:?}: a step that is not finite changes parameters");
     }
 }
 

@@ -11,6 +11,7 @@ use common::gemm::{Values, read_only};
 use lowrank::backend::cpu::Cpu;
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, Moments8bit, OptimizerStep, SampleRow};
+use lowrank::optim::clip_scale;
 use lowrank::quant::dynamic_map::SIGNED_ZERO;
 use lowrank::quant::{FORMATS, QuantConfig, Quantized, READ_ONLY, Scales};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
@@ -249,6 +250,7 @@ fn moments_in_eight_bits() {
         epsilon: 1e-8,
         weight_decay: 0.01,
         grad_scale: 0.7,
+        verdict: None,
         bias_correction1: 0.1,
         bias_correction2_sqrt: 0.03,
     };
@@ -274,6 +276,41 @@ fn moments_in_eight_bits() {
         let expected = on(&cpu);
         for cuda in &cudas {
             assert_eq!(on(cuda), expected, "{n} elements");
+        }
+    }
+}
+
+/// What the device finds out about steps: the host's factor bit for bit, and the first step that is not finite.
+#[test]
+fn steps_are_judged_as_by_the_host() {
+    for cuda in cuda::all() {
+        let tensor = |x: &[f32]| cuda.from_slice(x, &[x.len()]).unwrap();
+        let losses = [tensor(&[1.0; 300]), tensor(&[2.5])];
+        for (n, factor) in [(1, 1e-9), (5000, 1.0), (70_003, 1e-4), (1_100_000, 3e3)] {
+            let gradients = tensor(&random(n).iter().map(|x| factor * x).collect::<Vec<_>>());
+            let norm = cuda.sum_squares(&gradients).unwrap().sqrt();
+            for bound in [None, Some(1e-3), Some(0.3), Some(1e30)] {
+                let mut verdict = cuda.verdict().unwrap().unwrap();
+                cuda.judge(&mut verdict, 7, Some(&gradients), &losses, bound).unwrap();
+                let found = cuda.to_vec::<f32>(&verdict).unwrap();
+                assert_eq!(found, [0.0, 0.0, clip_scale(norm, bound)], "{n} {bound:?}");
+            }
+        }
+        let fine = tensor(&[0.5; 5000]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+            let mut some = vec![0.5; 5000];
+            some[4321] = bad;
+            let some = tensor(&some);
+            let mut verdict = cuda.verdict().unwrap().unwrap();
+            cuda.judge(&mut verdict, 1, Some(&fine), &losses, Some(1.0)).unwrap();
+            cuda.judge(&mut verdict, 2, Some(&some), &losses, Some(1.0)).unwrap();
+            cuda.judge(&mut verdict, 3, Some(&some), std::slice::from_ref(&some), Some(1.0)).unwrap();
+            assert_eq!(cuda.to_vec::<f32>(&verdict).unwrap()[..2], [2.0, 0.0], "{bad}");
+            let mut verdict = cuda.verdict().unwrap().unwrap();
+            cuda.judge(&mut verdict, 3, Some(&some), &[fine.clone(), some.clone()], Some(1.0)).unwrap();
+            cuda.judge(&mut verdict, 4, Some(&fine), &losses, Some(1.0)).unwrap();
+            let is_loss = f32::from(!bad.is_finite());
+            assert_eq!(cuda.to_vec::<f32>(&verdict).unwrap()[..2], [3.0, is_loss], "{bad}");
         }
     }
 }

@@ -359,6 +359,10 @@ impl Method for AdaLoraConfig {
         }
     }
 
+    fn follows_steps(&self) -> bool {
+        self.allocator.is_some()
+    }
+
     fn after_step(&mut self, model: &mut Model, step: usize, grad_scale: f32) -> Result<()> {
         let Some(allocator) = &mut self.allocator else { return Ok(()) };
         let Some(left) = allocator.after_step(model, step, grad_scale)? else { return Ok(()) };

@@ -123,6 +123,11 @@ pub trait Method: Debug + Send + Sync {
         Ok(0.0)
     }
 
+    /// Whether [`Method::regularize`] or [`Method::after_step`] does anything.
+    fn follows_steps(&self) -> bool {
+        false
+    }
+
     /// Follows the optimizer's step numbered `step` from 0, which multiplied the gradients by `grad_scale`.
     ///
     /// # Errors

@@ -209,6 +209,10 @@ impl Method for OftConfig {
         self.after_step(model, 0, 1.0)
     }
 
+    fn follows_steps(&self) -> bool {
+        self.coft
+    }
+
     fn after_step(&mut self, model: &mut Model, _step: usize, _grad_scale: f32) -> Result<()> {
         if !self.coft {
             return Ok(());

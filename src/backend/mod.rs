@@ -411,6 +411,29 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         Ok((gradients.map_or(Ok(0.0), |g| self.sum_squares(g))?, all))
     }
 
+    /// A place for what [`Kernels::judge`] finds out about steps, f32 `[3]`: the first step whose losses or gradients are not
+    /// finite, counted from 1, or 0; 1 if they are its losses, else 0; the last step's `grad_scale`. `None` where the host
+    /// does not wait for a step's results anyway.
+    ///
+    /// # Errors
+    /// When memory can't be had.
+    fn verdict(&self) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Adds to a verdict what step `step` (counted from 1) is like, with the numbers that the host has by
+    /// [`Kernels::step_report`] and [`clip_scale`](crate::optim::clip_scale).
+    fn judge(
+        &self,
+        _verdict: &mut Tensor,
+        _step: usize,
+        _gradients: Option<&Tensor>,
+        _losses: &[Tensor],
+        _max_grad_norm: Option<f64>,
+    ) -> Result<()> {
+        Err(Error::Unsupported(format!("{} does not judge steps", self.name())))
+    }
+
     /// Calls `work`, whose operations come after all that were started before, in the order of such calls, and may run
     /// beside those that are started after it, until [`Kernels::join`] takes the mark. Their tensors live until then, are
     /// not written by others, and those that they write are not read.

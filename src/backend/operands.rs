@@ -200,7 +200,7 @@ pub enum Activation {
 ///
 /// The constants `1 - lr wd`, `1 - b1`, `1 - b2` and `lr / (1 - b1^t)` are computed in f64 and rounded to f32;
 /// the elements' arithmetic is f32, sums of products by fused multiply-adds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct OptimizerStep {
     pub learning_rate: f64,
@@ -209,6 +209,9 @@ pub struct OptimizerStep {
     pub epsilon: f64,
     pub weight_decay: f64,
     pub grad_scale: f32,
+    /// What [`Kernels::judge`](super::Kernels::judge) found: `grad_scale` is there, and nothing changes if a step was not
+    /// finite.
+    pub verdict: Option<Tensor>,
     /// `1 - beta1^t`, step `t` counted from 1.
     pub bias_correction1: f64,
     /// `sqrt(1 - beta2^t)`.

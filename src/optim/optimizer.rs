@@ -230,6 +230,31 @@ impl Optimizer {
         learning_rate: f64,
         grad_scale: f32,
     ) -> Result<()> {
+        self.step_by(backend, params, learning_rate, (grad_scale, None))
+    }
+
+    /// The same with what [`Kernels::judge`](crate::backend::Kernels::judge) found of the step: nothing changes if it, or one
+    /// before it, is not finite.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    pub fn step_judged(
+        &mut self,
+        backend: &Backend,
+        params: &mut ParamStore,
+        learning_rate: f64,
+        verdict: &Tensor,
+    ) -> Result<()> {
+        self.step_by(backend, params, learning_rate, (1.0, Some(verdict)))
+    }
+
+    fn step_by(
+        &mut self,
+        backend: &Backend,
+        params: &mut ParamStore,
+        learning_rate: f64,
+        (grad_scale, verdict): (f32, Option<&Tensor>),
+    ) -> Result<()> {
         self.step += 1;
         let Some(grads) = params.grads()?.cloned() else { return Ok(()) };
         let values = params.values()?.clone();
@@ -242,6 +267,7 @@ impl Optimizer {
             epsilon: arguments.adam_epsilon,
             weight_decay: 0.0,
             grad_scale,
+            verdict: verdict.cloned(),
             bias_correction1: 1.0 - power(arguments.adam_beta1, self.step),
             bias_correction2_sqrt: (1.0 - power(arguments.adam_beta2, self.step)).sqrt(),
         };
@@ -260,7 +286,7 @@ impl Optimizer {
                         Pace::Fast => learning_rate * arguments.loraplus_lr_ratio,
                         Pace::Embedding => arguments.loraplus_lr_embedding * share,
                     },
-                    ..step
+                    ..step.clone()
                 };
                 let (mut p, g) = (values.slice(range.clone())?, grads.slice(range.clone())?);
                 self.apply(backend, &mut p, &g, &mut page.slices(here, rule.state(), &range)?, &step)?;
@@ -271,7 +297,7 @@ impl Optimizer {
             self.pages.iter().try_for_each(|page| change(page, &page.state))?;
             return params.refresh_compute(0..values.elements());
         }
-        self.fetched = self.change_beside(backend, params, fetched, &change)?;
+        self.fetched = self.change_beside(backend, params, fetched, verdict, &change)?;
         Ok(())
     }
 
@@ -283,6 +309,7 @@ impl Optimizer {
         backend: &Backend,
         params: &ParamStore,
         mut fetched: VecDeque<Vec<Tensor>>,
+        verdict: Option<&Tensor>,
         change: &dyn Fn(&Page, &[Tensor]) -> Result<()>,
     ) -> Result<VecDeque<Vec<Tensor>>> {
         let mut ahead = self.paged().skip(fetched.len());
@@ -303,7 +330,8 @@ impl Optimizer {
                 params.refresh_compute(page.range.clone())?;
                 if page.is_paged() { backend.store_page(&page.state, here.clone()) } else { Ok(()) }
             })?;
-            params.changes_beside(page.range.start, end, if page.is_paged() { Vec::new() } else { here });
+            let keeps = here.into_iter().filter(|_| !page.is_paged()).chain(verdict.cloned());
+            params.changes_beside(page.range.start, end, keeps.collect());
         }
         let first = self.paged().take(PAGES_AHEAD);
         first.map(|page| backend.fetch_page(&page.state)).collect()

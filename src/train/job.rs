@@ -32,6 +32,9 @@ pub(super) struct Job {
     metrics: Option<MetricsFile>,
     step: Option<StepInHand>,
     stopped_early: bool,
+    /// On steps that nobody looked at, where the backend judges them, and whether there are such.
+    verdict: Option<Tensor>,
+    has_unread: bool,
     loss: f64,
     eval_loss: Option<f64>,
     clock: (Instant, u64), // when the last step was logged, and the tokens then
@@ -100,6 +103,8 @@ impl Job {
             metrics: None,
             step: None,
             stopped_early: false,
+            verdict: model.backend.verdict()?,
+            has_unread: false,
             loss: f64::NAN,
             eval_loss: None,
             clock: (Instant::now(), 0),
@@ -191,16 +196,46 @@ impl Job {
         }
     }
 
-    /// The optimizer's step.
-    fn optimize(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<StepMetrics> {
+    /// The optimizer's step; gives its numbers if somebody looks at them. Else the backend may decide by itself whether
+    /// the step is made, and who looks at the next one is told.
+    fn optimize(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<Option<StepMetrics>> {
+        let is_read = self.verdict.is_none() || self.method.follows_steps() || self.is_read(1);
+        let metrics = match is_read {
+            true => Some(self.optimize_read(model, in_hand)?),
+            false => {
+                self.optimize_unread(model, in_hand)?;
+                None
+            }
+        };
+        self.state.global_step += 1;
+        self.state.tokens += in_hand.tokens as u64;
+        self.state.loader = self.loader.state().clone();
+        Ok(metrics)
+    }
+
+    fn optimize_unread(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<()> {
+        let Some(verdict) = &mut self.verdict else { return Ok(()) };
+        let (step, backend) = (self.state.global_step, model.backend.clone());
+        let max_grad_norm = self.arguments.max_grad_norm;
+        backend.judge(verdict, step + 1, model.params.grads()?, &in_hand.losses, max_grad_norm)?;
+        self.has_unread = true;
+        let learning_rate = self.schedule.learning_rate(step);
+        self.optimizer.step_judged(&backend, &mut model.params, learning_rate, verdict)
+    }
+
+    fn optimize_read(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<StepMetrics> {
         let step = self.state.global_step;
         let regularization = self.method.regularize(model)?;
-        let (squares, losses) = model.backend.step_report(model.params.grads()?, &in_hand.losses)?;
+        let (mut read, unread) = (in_hand.losses.clone(), self.verdict.clone().filter(|_| self.has_unread));
+        let n_losses: usize = read.iter().map(Tensor::elements).sum();
+        read.extend(unread);
+        let (squares, mut losses) = model.backend.step_report(model.params.grads()?, &read)?;
+        self.look_at(&losses.split_off(n_losses))?;
         let sum = losses.into_iter().fold(0.0, |sum, loss| sum + f64::from(loss));
         let (loss, grad_norm) = (sum / in_hand.counted.max(1) as f64 + regularization, squares.sqrt());
         for (what, value) in [("loss", loss), ("gradient norm", grad_norm)] {
             if !value.is_finite() {
-                return Err(Error::NotFinite { step: step + 1, what, advice: self.advice() });
+                return Err(self.not_finite(step + 1, what));
             }
         }
         let learning_rate = self.schedule.learning_rate(step);
@@ -209,29 +244,42 @@ impl Job {
         self.optimizer.step(&backend, &mut model.params, learning_rate, grad_scale)?;
         self.method.after_step(model, step, grad_scale)?;
         self.loss = loss;
-        self.state.global_step += 1;
-        self.state.tokens += in_hand.tokens as u64;
-        self.state.loader = self.loader.state().clone();
         Ok(StepMetrics {
             step: step + 1,
             epoch: self.loader.epoch(),
             loss,
             grad_norm,
             learning_rate,
-            tokens: self.state.tokens,
+            tokens: self.state.tokens + in_hand.tokens as u64,
             tokens_per_second: 0.0,
             peak_memory_bytes: 0,
         })
+    }
+
+    /// Fails with the first step that was not finite, by the verdict on those that nobody looked at, if there are any.
+    fn look_at(&mut self, verdict: &[f32]) -> Result<()> {
+        self.has_unread = false;
+        match *verdict {
+            [step, of_losses, _] if step > 0.0 => {
+                let what = if of_losses > 0.0 { "loss" } else { "gradient norm" };
+                Err(self.not_finite(step as usize, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn not_finite(&self, step: usize, what: &'static str) -> Error {
+        Error::NotFinite { step, what, advice: self.advice() }
     }
 
     /// Logs, evaluates and saves where that is due.
     fn after_step(
         &mut self,
         model: &mut Model,
-        metrics: StepMetrics,
+        metrics: Option<StepMetrics>,
         tell: &mut dyn FnMut(&Event),
     ) -> Result<()> {
-        if self.is_due(Interval::Steps(self.arguments.logging_steps)) || self.is_last() {
+        if let Some(metrics) = metrics.filter(|_| self.is_logged(0)) {
             let seconds = self.clock.0.elapsed().as_secs_f64().max(1e-9);
             let metrics = StepMetrics {
                 tokens_per_second: (self.state.tokens - self.clock.1) as f64 / seconds,
@@ -242,8 +290,8 @@ impl Job {
             tell(&Event::Step { metrics, total_steps: self.total_steps });
             self.clock = (Instant::now(), self.state.tokens);
         }
-        let patience_is_over = self.is_due(self.arguments.eval_strategy) && self.evaluate(model, tell)?;
-        if self.is_due(self.arguments.save_strategy) {
+        let patience_is_over = self.is_due(self.arguments.eval_strategy, 0) && self.evaluate(model, tell)?;
+        if self.is_due(self.arguments.save_strategy, 0) {
             self.save_checkpoint(model, tell)?;
         }
         // Evaluation and saving are not part of the training speed.
@@ -276,16 +324,25 @@ impl Job {
         format!("{checkpoint}; try a smaller --learning-rate or --max-grad-norm, or look at the data")
     }
 
-    fn is_last(&self) -> bool {
-        self.state.global_step == self.total_steps
-    }
-
-    fn is_due(&self, interval: Interval) -> bool {
+    /// Whether something is due after so many more steps of those that the loader has given.
+    fn is_due(&self, interval: Interval, more: usize) -> bool {
+        let step = self.state.global_step + more;
         match interval {
             Interval::No => false,
-            Interval::Steps(n) => self.state.global_step.is_multiple_of(n.max(1)),
-            Interval::Epoch => self.loader.at_epoch_end() || self.is_last(),
+            Interval::Steps(n) => step.is_multiple_of(n.max(1)),
+            Interval::Epoch => self.loader.at_epoch_end() || step == self.total_steps,
         }
+    }
+
+    fn is_logged(&self, more: usize) -> bool {
+        let is_last = self.state.global_step + more == self.total_steps;
+        is_last || self.is_due(Interval::Steps(self.arguments.logging_steps), more)
+    }
+
+    /// Whether somebody looks at what comes of the step.
+    fn is_read(&self, more: usize) -> bool {
+        let TrainingArguments { eval_strategy, save_strategy, .. } = self.arguments;
+        self.is_logged(more) || self.is_due(eval_strategy, more) || self.is_due(save_strategy, more)
     }
 
     /// Evaluates and remembers the best; tells whether patience is over.
@@ -308,8 +365,11 @@ impl Job {
     /// Writes a checkpoint of the last whole step.
     ///
     /// # Errors
-    /// When a file can't be written.
-    pub fn save_checkpoint(&self, model: &Model, tell: &mut dyn FnMut(&Event)) -> Result<PathBuf> {
+    /// When a step was not finite, or a file can't be written.
+    pub fn save_checkpoint(&mut self, model: &Model, tell: &mut dyn FnMut(&Event)) -> Result<PathBuf> {
+        if let Some(verdict) = self.verdict.clone().filter(|_| self.has_unread) {
+            self.look_at(&model.backend.to_vec(&verdict)?)?;
+        }
         let path = checkpoint::save(&self.output, model, &*self.method, &self.optimizer, &self.state)?;
         let best = self.state.best.as_ref().map(|best| best.step);
         checkpoint::prune(&self.output, self.arguments.save_total_limit, best)?;

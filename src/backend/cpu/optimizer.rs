@@ -84,7 +84,7 @@ impl Cpu {
     ) -> Result<()> {
         let n = p.elements();
         ensure_f32("lion", &[(p, n), (g, n), (m, n)])?;
-        let args = arguments(&OptimizerStep { bias_correction1: 1.0, ..*step });
+        let args = arguments(&OptimizerStep { bias_correction1: 1.0, ..step.clone() });
         let (p, g, m) = (Elements::of_mut(p)?, Elements::of(g), Elements::of_mut(m)?);
         // SAFETY: chunks are disjoint and inside all operands.
         self.run_chunks(n, GRAIN, |i, len| unsafe {
@@ -96,7 +96,7 @@ impl Cpu {
     pub(super) fn run_sgd(&self, p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<()> {
         let n = p.elements();
         ensure_f32("sgd", &[(p, n), (g, n)])?;
-        let args = arguments(&OptimizerStep { bias_correction1: 1.0, ..*step });
+        let args = arguments(&OptimizerStep { bias_correction1: 1.0, ..step.clone() });
         let (p, g) = (Elements::of_mut(p)?, Elements::of(g));
         // SAFETY: chunks are disjoint and inside all operands.
         self.run_chunks(n, GRAIN, |i, len| unsafe {

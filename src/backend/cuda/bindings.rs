@@ -583,10 +583,11 @@ pub struct optimizer_params {
     pub epsilon: f32,
     pub step_size: f32,
     pub weight_decay: f32,
+    pub verdict: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of optimizer_params"][::core::mem::size_of::<optimizer_params>() - 80usize];
+    ["Size of optimizer_params"][::core::mem::size_of::<optimizer_params>() - 88usize];
     ["Alignment of optimizer_params"][::core::mem::align_of::<optimizer_params>() - 8usize];
     ["Offset of field: optimizer_params::p"][::core::mem::offset_of!(optimizer_params, p) - 0usize];
     ["Offset of field: optimizer_params::m"][::core::mem::offset_of!(optimizer_params, m) - 8usize];
@@ -610,6 +611,52 @@ const _: () = {
         [::core::mem::offset_of!(optimizer_params, step_size) - 72usize];
     ["Offset of field: optimizer_params::weight_decay"]
         [::core::mem::offset_of!(optimizer_params, weight_decay) - 76usize];
+    ["Offset of field: optimizer_params::verdict"]
+        [::core::mem::offset_of!(optimizer_params, verdict) - 80usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct judge_losses_params {
+    pub verdict: *mut f32,
+    pub losses: *const f32,
+    pub n: u64,
+    pub step: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of judge_losses_params"][::core::mem::size_of::<judge_losses_params>() - 32usize];
+    ["Alignment of judge_losses_params"][::core::mem::align_of::<judge_losses_params>() - 8usize];
+    ["Offset of field: judge_losses_params::verdict"]
+        [::core::mem::offset_of!(judge_losses_params, verdict) - 0usize];
+    ["Offset of field: judge_losses_params::losses"]
+        [::core::mem::offset_of!(judge_losses_params, losses) - 8usize];
+    ["Offset of field: judge_losses_params::n"][::core::mem::offset_of!(judge_losses_params, n) - 16usize];
+    ["Offset of field: judge_losses_params::step"]
+        [::core::mem::offset_of!(judge_losses_params, step) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct judge_gradients_params {
+    pub verdict: *mut f32,
+    pub sums: *const f32,
+    pub n: u64,
+    pub max_grad_norm: f64,
+    pub step: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of judge_gradients_params"][::core::mem::size_of::<judge_gradients_params>() - 40usize];
+    ["Alignment of judge_gradients_params"][::core::mem::align_of::<judge_gradients_params>() - 8usize];
+    ["Offset of field: judge_gradients_params::verdict"]
+        [::core::mem::offset_of!(judge_gradients_params, verdict) - 0usize];
+    ["Offset of field: judge_gradients_params::sums"]
+        [::core::mem::offset_of!(judge_gradients_params, sums) - 8usize];
+    ["Offset of field: judge_gradients_params::n"]
+        [::core::mem::offset_of!(judge_gradients_params, n) - 16usize];
+    ["Offset of field: judge_gradients_params::max_grad_norm"]
+        [::core::mem::offset_of!(judge_gradients_params, max_grad_norm) - 24usize];
+    ["Offset of field: judge_gradients_params::step"]
+        [::core::mem::offset_of!(judge_gradients_params, step) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -626,23 +673,23 @@ pub struct adamw_8bit_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of adamw_8bit_params"][::core::mem::size_of::<adamw_8bit_params>() - 144usize];
+    ["Size of adamw_8bit_params"][::core::mem::size_of::<adamw_8bit_params>() - 152usize];
     ["Alignment of adamw_8bit_params"][::core::mem::align_of::<adamw_8bit_params>() - 8usize];
     ["Offset of field: adamw_8bit_params::step"][::core::mem::offset_of!(adamw_8bit_params, step) - 0usize];
-    ["Offset of field: adamw_8bit_params::m"][::core::mem::offset_of!(adamw_8bit_params, m) - 80usize];
-    ["Offset of field: adamw_8bit_params::v"][::core::mem::offset_of!(adamw_8bit_params, v) - 88usize];
+    ["Offset of field: adamw_8bit_params::m"][::core::mem::offset_of!(adamw_8bit_params, m) - 88usize];
+    ["Offset of field: adamw_8bit_params::v"][::core::mem::offset_of!(adamw_8bit_params, v) - 96usize];
     ["Offset of field: adamw_8bit_params::m_absmax"]
-        [::core::mem::offset_of!(adamw_8bit_params, m_absmax) - 96usize];
+        [::core::mem::offset_of!(adamw_8bit_params, m_absmax) - 104usize];
     ["Offset of field: adamw_8bit_params::v_absmax"]
-        [::core::mem::offset_of!(adamw_8bit_params, v_absmax) - 104usize];
+        [::core::mem::offset_of!(adamw_8bit_params, v_absmax) - 112usize];
     ["Offset of field: adamw_8bit_params::m_map"]
-        [::core::mem::offset_of!(adamw_8bit_params, m_map) - 112usize];
+        [::core::mem::offset_of!(adamw_8bit_params, m_map) - 120usize];
     ["Offset of field: adamw_8bit_params::m_midpoints"]
-        [::core::mem::offset_of!(adamw_8bit_params, m_midpoints) - 120usize];
+        [::core::mem::offset_of!(adamw_8bit_params, m_midpoints) - 128usize];
     ["Offset of field: adamw_8bit_params::v_map"]
-        [::core::mem::offset_of!(adamw_8bit_params, v_map) - 128usize];
+        [::core::mem::offset_of!(adamw_8bit_params, v_map) - 136usize];
     ["Offset of field: adamw_8bit_params::v_midpoints"]
-        [::core::mem::offset_of!(adamw_8bit_params, v_midpoints) - 136usize];
+        [::core::mem::offset_of!(adamw_8bit_params, v_midpoints) - 144usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -583,6 +583,21 @@ impl Kernels for Cuda {
         sample::sample(self, logits, rows)
     }
 
+    fn verdict(&self) -> Result<Option<Tensor>> {
+        (self as &dyn Kernels).zeros(&[3], DType::F32).map(Some)
+    }
+
+    fn judge(
+        &self,
+        verdict: &mut Tensor,
+        step: usize,
+        gradients: Option<&Tensor>,
+        losses: &[Tensor],
+        max_grad_norm: Option<f64>,
+    ) -> Result<()> {
+        optimizer::judge(self, verdict, step, gradients, losses, max_grad_norm)
+    }
+
     fn beside(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Mark> {
         let end = self.paging().take_mark(&*self.executor)?;
         self.queue.beside(end, work)?;
@@ -636,12 +651,12 @@ impl Kernels for Cuda {
     }
 
     fn lion(&self, p: &mut Tensor, g: &Tensor, m: &mut Tensor, step: &OptimizerStep) -> Result<()> {
-        let step = OptimizerStep { bias_correction1: 1.0, ..*step };
+        let step = OptimizerStep { bias_correction1: 1.0, ..step.clone() };
         optimizer::step(self, "lion", p, g, Some(m), None, &step)
     }
 
     fn sgd(&self, p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<()> {
-        let step = OptimizerStep { bias_correction1: 1.0, ..*step };
+        let step = OptimizerStep { bias_correction1: 1.0, ..step.clone() };
         optimizer::step(self, "sgd", p, g, None, None, &step)
     }
 }

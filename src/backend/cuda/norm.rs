@@ -150,7 +150,7 @@ pub(super) fn step_report(cuda: &Cuda, x: Option<&Tensor>, others: &[Tensor]) ->
 }
 
 /// Sums of squares of blocks.
-fn block_sums(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
+pub(super) fn block_sums(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
     let n = x.elements();
     ensure_f32("sum_squares", &[(x, n)])?;
     let blocks = n.div_ceil(SUM_BLOCK as usize);

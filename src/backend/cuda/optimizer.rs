@@ -1,7 +1,7 @@
 //! Launches of `cuda/optimizer.cu`.
 
 use super::bindings::*;
-use super::{Cuda, PACK, THREADS, read, written};
+use super::{Cuda, PACK, THREADS, norm, read, written};
 use crate::backend::check::{self, ensure_f32};
 use crate::backend::{Kernels, Moments8bit, OptimizerStep};
 use crate::error::Result;
@@ -27,7 +27,40 @@ fn parameters(p: &mut Tensor, g: &Tensor, step: &OptimizerStep) -> Result<optimi
         epsilon: c.epsilon,
         step_size: c.step_size,
         weight_decay: c.weight_decay,
+        verdict: step.verdict.as_ref().map_or(Ok(std::ptr::null()), read)?,
     })
+}
+
+/// What the host would find by `step_report`, in the verdict.
+pub(super) fn judge(
+    cuda: &Cuda,
+    verdict: &mut Tensor,
+    step: usize,
+    gradients: Option<&Tensor>,
+    losses: &[Tensor],
+    max_grad_norm: Option<f64>,
+) -> Result<()> {
+    ensure_f32("judge", &[(verdict, 3)])?;
+    let step = step as f32; // exact for 16 million steps
+    for losses in losses {
+        let n = losses.elements();
+        ensure_f32("judge", &[(losses, n)])?;
+        let params =
+            judge_losses_params { verdict: written(verdict)?, losses: read(losses)?, n: n as u64, step };
+        // SAFETY: the operands are as the structure says.
+        unsafe { cuda.launch("judge_losses", [1, 1, 1], THREADS, 0, &params)? };
+    }
+    let sums = gradients.map(|gradients| norm::block_sums(cuda, gradients)).transpose()?;
+    let params = judge_gradients_params {
+        verdict: written(verdict)?,
+        sums: sums.as_ref().map_or(Ok(std::ptr::null()), read)?,
+        n: sums.as_ref().map_or(0, |sums| sums.elements() as u64),
+        max_grad_norm: max_grad_norm.unwrap_or(f64::INFINITY),
+        step,
+    };
+    // SAFETY: the operands are as the structure says.
+    unsafe { cuda.launch("judge_gradients", [1, 1, 1], THREADS, 0, &params)? };
+    cuda.queue.start_over()
 }
 
 /// A step of AdamW (with `m` and `v`), Lion (with `m`) or gradient descent.

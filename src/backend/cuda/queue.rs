@@ -43,7 +43,7 @@ struct State {
     stream: Stream,
     /// Memory that nothing uses but what waits.
     freed: Vec<Freed>,
-    /// Sequences since the host last waited.
+    /// Sequences since the host last waited, or a step ended without.
     sequence: usize,
     /// What was seen, by kernels and by its place since the host last waited.
     seen: HashMap<u64, Seen>,
@@ -193,6 +193,14 @@ impl Queue {
     /// Gives the device everything that waits here.
     pub fn flush(&self) -> Result<()> {
         self.lock().flush(&*self.executor)
+    }
+
+    /// Counts places anew, as after a wait of the host.
+    pub fn start_over(&self) -> Result<()> {
+        let mut state = self.lock();
+        state.flush(&*self.executor)?;
+        state.sequence = 0;
+        Ok(())
     }
 
     /// Waits on the host for an event behind everything so far.

@@ -128,6 +128,7 @@ pub fn third_step() -> OptimizerStep {
         epsilon: 1e-8,
         weight_decay: 0.1,
         grad_scale: 0.6,
+        verdict: None,
         bias_correction1: 1.0 - 0.9f64.powi(3),
         bias_correction2_sqrt: (1.0 - 0.999f64.powi(3)).sqrt(),
     }
