@@ -5,6 +5,7 @@
 // Either the two blocks of a cluster have neighbouring columns, and each brings half of the left operand's tile to
 // both; then a block goes on to further tiles, whose first stages arrive while it still writes results. Or, where there
 // are too few tiles for all multiprocessors, the four blocks of a cluster have the same tile, each one part of its sum.
+#include "decode_quads.cuh"
 #include "gemm.cuh"
 #include "wgmma.cuh"
 

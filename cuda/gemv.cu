@@ -2,8 +2,10 @@
 // batches consist of. The bits are those of gemm.cu, of which this is the case in which reading the codes takes the time:
 // they go from memory to registers, are decoded there, and are mma's A without passing through shared memory.
 //
-// A warp has 16 columns of the result, all of a block's rows and a quarter of the contraction. The left operand's tiles are
-// the warp's own.
+// A warp has 16 columns of the result, all of a block's rows and a quarter of the contraction. Two warps have the same
+// quarter, and its tiles of the left operand. What binds is shared memory, so tiles are decoded in two ways: most by the table of pairs, of four tiles
+// one by permutations of bytes, which take more instructions and no shared memory.
+#include "decode_quads.cuh"
 #include "gemm.cuh"
 
 #define COLUMNS 32
@@ -11,179 +13,267 @@
 #define THREADS (32 * WARPS_ALONG_COLUMNS * PARTS)
 #define STAGED_COLUMNS (COLUMNS + 4)
 #define STEPS (TILE_K / 16)
-#define AHEAD 4 // tiles that are under way
+#define UNITS 2         // that are under way, of two tiles each
+#define AHEAD (2 * UNITS)
+static_assert(AHEAD == QUAD_TILES, "a quad has the scales of as many");
 
-// What a warp computes.
-template <int N_TILES> struct Gemv {
+// The left operand's tiles of a part, which two warps share, and mma's B from them. Rows that are not there are anything, as
+// nobody reads their results.
+template <int N_TILES> struct Left {
     static constexpr int ROWS = 8 * N_TILES;
     using XTile = Tile<ROWS, true>;
-    static constexpr int X_BYTES = AHEAD * XTile::BYTES;
-    using Sum = float[N_TILES][4];
+    static constexpr int BYTES = AHEAD * XTile::BYTES;
+    using Pair = uint32_t[2][N_TILES][2]; // of two steps
 
     const Place &place;
-    const PairTable table;
-    const float *const map;
-    const unsigned column; // of the problem, the warp's first
-    unsigned char *const x;
-    const unsigned g, t, rows; // rows that are there
-    const Exchange exchange;
+    unsigned char *const tiles;
+    const unsigned rows, part, warp; // that are there; of the two warps
 
-    __device__ __forceinline__ Gemv(const Place &place, PairTable table, const float *map, unsigned column,
-                                    unsigned char *x)
-        : place(place), table(table), map(map), column(column), x(x), g(lane_index() / 4), t(lane_index() % 4),
-          rows((unsigned)min(place.problem.m - place.row, (uint64_t)ROWS)) {
-        // Rows that are not there stay zero.
-        for (unsigned i = lane_index(); i < X_BYTES / 16; i += 32) ((uint4 *)x)[i] = make_uint4(0, 0, 0, 0);
-        __syncwarp();
+    __device__ __forceinline__ Left(const Place &place, unsigned char *tiles, unsigned part, unsigned warp)
+        : place(place), tiles(tiles), rows((unsigned)min(place.problem.m - place.row, (uint64_t)ROWS)), part(part),
+          warp(warp) {}
+
+    // Both warps: what they have copied is there, or they have read it.
+    __device__ __forceinline__ void sync() const { barrier_sync(1 + part, 32 * WARPS_ALONG_COLUMNS); }
+
+    // What a lane copies of a row: two elements, or a chunk.
+    static constexpr bool BY_WORDS = N_TILES == 1;
+    static constexpr int ELEMENTS = BY_WORDS ? 2 : 8, LANES = TILE_K / ELEMENTS;
+
+    // Up to eight rows lie as their lanes read them: row g's words of both halves of the steps 2 j and 2 j + 1 that are lane
+    // t's, its j-th chunk. Rows of odd number have their chunks swapped, so that eight lanes read different banks.
+    static __device__ __forceinline__ unsigned chunk_of(unsigned row, unsigned t, unsigned j) {
+        return row * TILE_K * 2 + ((2 * t + j) ^ (row & 1)) * 16;
     }
 
-    // Starts copying a tile of the rows of `a`.
-    __device__ __forceinline__ void load_x(unsigned slot, const gemm_term &term, uint64_t k) const {
-        for (unsigned i = lane_index(); i < rows * XTile::CHUNKS; i += 32) {
-            unsigned row = i / XTile::CHUNKS, chunk = i % XTile::CHUNKS;
-            uint64_t at = k + chunk * 8;
-            const bf16 *from = (const bf16 *)term.a.data;
-            unsigned bytes = at >= term.k ? 0 : (unsigned)min((term.k - at) * 2, (uint64_t)16);
-            cp_async16(x + slot * XTile::BYTES + XTile::offset(row, chunk),
-                       bytes ? from + (place.row + row) * term.a.ld + at : from, bytes);
+    // Where a lane's first copy is in a tile.
+    static __device__ __forceinline__ unsigned own_place() {
+        unsigned lane = lane_index() % LANES, word = lane / 8 % 2 * 2 + lane / 4 % 2;
+        if constexpr (BY_WORDS) return chunk_of(0, lane % 4, lane / 16) + word * 4;
+        else return XTile::offset(lane_index() / LANES, lane);
+    }
+
+    // A term's left operand, of which this lane copies tile after tile.
+    struct Source {
+        const bf16 *from; // of the first row that is this lane's
+        unsigned ld;
+        int left;    // k that are left from there on
+        unsigned at; // own_place()
+
+        __device__ __forceinline__ void advance(int tiles) {
+            from += tiles * TILE_K;
+            left -= tiles * TILE_K;
         }
+    };
+
+    __device__ __forceinline__ Source source(const gemm_term &term, unsigned tile, unsigned end) const {
+        unsigned lane = lane_index() % LANES, row = lane_index() / LANES, k = tile * TILE_K + lane * ELEMENTS;
+        Source source{(const bf16 *)term.a.data + (place.row + row) * term.a.ld + k, (unsigned)term.a.ld,
+                      (int)min((unsigned)term.k, end * TILE_K) - (int)k, own_place()};
+        if (BY_WORDS) keep(source.at);
+        return source;
     }
 
-    // mma's B of two steps, 2 `pair` and the next.
-    __device__ __forceinline__ void read_x(uint32_t (&b)[2][N_TILES][2], unsigned slot, int pair) const {
-        const unsigned char *tile = x + slot * XTile::BYTES;
-        uint32_t r[4];
+    // Starts copying the tile of the rows, zeros behind the end. Lines are a multiple of eight.
+    __device__ __forceinline__ void load(unsigned slot, const Source &source) const {
+        unsigned char *tile = tiles + slot * XTile::BYTES;
+        constexpr unsigned ROWS_AT_ONCE = 32 / LANES;
+        unsigned row = lane_index() / LANES, at = BY_WORDS ? source.at : own_place();
+        unsigned bytes = source.left > 0 ? 2 * ELEMENTS : 0;
+        const bf16 *from = source.from;
+        auto copy = [&] {
+            if constexpr (BY_WORDS) cp_async4(tile + at, from, bytes);
+            else cp_async16(tile + at, from, bytes);
+            row += ROWS_AT_ONCE;
+            from += ROWS_AT_ONCE * (uint64_t)source.ld;
+            at = (at ^ (BY_WORDS ? 16 : 64)) + ROWS_AT_ONCE * TILE_K * 2; // the next row is spread otherwise
+        };
+        if constexpr (BY_WORDS) copy(); // a single row has no loop
+#pragma unroll 1
+        while (row < rows) copy();
+    }
+
+    // mma's B of the steps 2 j and 2 j + 1.
+    __device__ __forceinline__ void read(Pair &b, unsigned slot, int j) const {
+        const unsigned char *tile = tiles + slot * XTile::BYTES;
         if constexpr (N_TILES == 1) {
-            ldmatrix_x4(r, tile + XTile::offset(lane_index() % 8, 4 * pair + lane_index() / 8));
-            b[0][0][0] = r[0], b[0][0][1] = r[1], b[1][0][0] = r[2], b[1][0][1] = r[3];
+            // Rows that are not there take no access, and keep their zeros.
+            unsigned row = lane_index() / 4;
+            if (row < rows) {
+                uint4 words = *(const uint4 *)(tile + chunk_of(row, lane_index() % 4, j));
+                b[0][0][0] = words.x, b[0][0][1] = words.y, b[1][0][0] = words.z, b[1][0][1] = words.w;
+            }
         } else {
+            uint32_t r[4];
 #pragma unroll
             for (int i = 0; i < 2; i++)
 #pragma unroll
-                for (int j = 0; j < N_TILES; j += 2) {
-                    XTile::load_b(r, tile, 8 * j, 2 * pair + i);
-                    b[i][j][0] = r[0], b[i][j][1] = r[1], b[i][j + 1][0] = r[2], b[i][j + 1][1] = r[3];
+                for (int n = 0; n < N_TILES; n += 2) {
+                    XTile::load_b(r, tile, 8 * n, 2 * j + i);
+                    b[i][n][0] = r[0], b[i][n][1] = r[1], b[i][n + 1][0] = r[2], b[i][n + 1][1] = r[3];
                 }
         }
     }
+};
 
-    __device__ __forceinline__ uint2 load_codes(const quantized_matrix &q, unsigned row, uint64_t k) const {
-        uint64_t at = k + 16 * t;
-        if (row >= place.problem.n || at >= q.cols) return make_uint2(0, 0);
-        return *(const uint2 *)(q.codes + ((uint64_t)row * q.cols + at) / 2);
-    }
+// What a warp computes.
+template <int N_TILES> struct Gemv {
+    using L = Left<N_TILES>;
+    using Sum = float[N_TILES][4];
 
-    __device__ __forceinline__ void multiply_quantized(Sum &sum, const quantized_matrix &q, const uint2 (&codes)[2],
-                                                       const BlockConstants &constants, unsigned slot) const {
-        uint32_t b[2][N_TILES][2];
-        const QuadCodes decoder(q, exchange, codes, constants, map);
+    const Place &place;
+    const L left;
+    const PairTable table;
+    const float *const map;
+    const unsigned column; // of the problem, the warp's first
+    const unsigned g, t;
+
+    __device__ __forceinline__ Gemv(const Place &place, PairTable table, const float *map, unsigned column,
+                                    const L &left)
+        : place(place), left(left), table(table), map(map), column(column), g(lane_index() / 4),
+          t(lane_index() % 4) {}
+
+    // Adds a tile's products; decode(a, i) gives mma's A of the steps 2 i and 2 i + 1.
+    template <class Decode>
+    __device__ __forceinline__ void multiply(Sum &sum, typename L::Pair &b, unsigned slot, Decode decode) const {
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            if (step % 2 == 0) read_x(b, slot, step / 2);
-            uint32_t w[4];
-            decoder.decode(w, table, step);
+        for (int i = 0; i < STEPS / 2; i++) {
+            uint32_t a[2][4];
+            left.read(b, slot, i);
+            decode(a, i);
 #pragma unroll
-            for (int j = 0; j < N_TILES; j++) mma_bf16(sum[j], w, b[step % 2][j]);
+            for (int e = 0; e < 2; e++)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++) mma_bf16(sum[j], a[e], b[e][j]);
         }
     }
 
     // Tiles [from, end) of a term with a quantized b.
+    template <class Scales>
     __device__ __forceinline__ void add_quantized(Sum &sum, const gemm_term &term, unsigned from, unsigned end) const {
+        // One tile of so many is decoded without shared memory: of many rows, which need more of it, one more.
+        constexpr bool MAY_PERMUTE = __is_same(Scales, PlainTileScales);
+        constexpr int PERMUTED = N_TILES == 1 ? AHEAD : 2;
         const quantized_matrix &q = term.quantized;
-        uint2 codes[AHEAD][2];
-        BlockConstants scale[2];
-        auto start = [&](uint2 (&to)[2], unsigned slot, unsigned tile) {
-            uint64_t k = (uint64_t)tile * TILE_K;
+        const PairMover pairs(table);
+        const CodeMover selectors;
+        Scales scales(q, map, column + g, place.problem.n, from, end);
+        // Each of the two warps copies a tile of a unit.
+        typename L::Source source = left.source(term, from + left.warp, end);
+        typename L::Pair b = {};
+        const uint8_t *next[2];
+        unsigned tiles = q.cols > RUN * t ? min(end, (unsigned)(q.cols - RUN * t + TILE_K - 1) / TILE_K) : 0; // of this lane
 #pragma unroll
-            for (int r = 0; r < 2; r++) to[r] = tile < end ? load_codes(q, column + g + 8 * r, k) : make_uint2(0, 0);
-            if (tile < end) load_x(slot, term, k);
+        for (int r = 0; r < 2; r++) {
+            uint64_t row = min(column + g + 8 * r, place.problem.n - 1);
+            next[r] = q.codes + (row * q.cols + from * TILE_K) / 2 + 16 * t;
+        }
+        uint4 codes[UNITS][2] = {};
+        auto start = [&](int unit, unsigned tile) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if (tile < tiles) codes[unit][r] = load128_once(next[r]);
+                next[r] += TILE_K;
+            }
+            left.load(2 * unit + left.warp, source);
+            source.advance(2);
             cp_async_commit();
         };
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) start(codes[i], i, from + i);
-        scale[0] = QuadScales::load(q, column + g, place.problem.n, (uint64_t)from * TILE_K);
+        for (int unit = 0; unit < UNITS; unit++) start(unit, from + 2 * unit);
+        // Behind the end the left operand's tiles are zeros, which leave the sums as they are.
         for (unsigned first = from; first < end; first += AHEAD) {
+            scales.turn(first);
 #pragma unroll
-            for (int i = 0; i < AHEAD; i++) {
-                unsigned tile = first + i;
-                if (tile >= end) break;
-                if (tile + 1 < end)
-                    scale[(i + 1) % 2] =
-                        QuadScales::load(q, column + g, place.problem.n, (uint64_t)(tile + 1) * TILE_K);
-                cp_async_wait<AHEAD - 1>();
-                __syncwarp();
-                multiply_quantized(sum, q, codes[i], scale[i % 2], i);
-                __syncwarp();
-                start(codes[i], i, tile + AHEAD);
+            for (int unit = 0; unit < UNITS; unit++) {
+                cp_async_wait<UNITS - 1>();
+                left.sync();
+#pragma unroll
+                for (int tile = 0; tile < 2; tile++) {
+                    const QuadScales scale = scales.of(first, 2 * unit + tile);
+                    if constexpr (MAY_PERMUTE)
+                        if ((2 * unit + tile) % PERMUTED == PERMUTED - 1) {
+                            const PermutedTile permuted(selectors, codes[unit], q.levels, scale, tile);
+                            multiply(sum, b, 2 * unit + tile, [&](uint32_t (&a)[2][4], int i) { permuted.decode(a, i); });
+                            continue;
+                        }
+                    multiply(sum, b, 2 * unit + tile,
+                             [&](uint32_t (&a)[2][4], int i) { pairs.decode(a, codes[unit], scale, tile, i); });
+                }
+                left.sync();
+                start(unit, first + 2 * unit + AHEAD);
             }
         }
         cp_async_wait<0>();
-        __syncwarp();
+        left.sync();
     }
 
     // The same with a b of bf16: the low-rank part.
     __device__ __forceinline__ void add_dense(Sum &sum, const gemm_term &term, unsigned from, unsigned end) const {
+        typename L::Source source = left.source(term, from, end);
+        typename L::Pair b = {};
         for (unsigned tile = from; tile < end; tile++) {
-            uint64_t k = (uint64_t)tile * TILE_K;
-            load_x(0, term, k);
+            if (left.warp == 0) left.load(0, source);
+            source.advance(1);
             cp_async_commit();
             cp_async_wait<0>();
-            __syncwarp();
-            uint32_t b[2][N_TILES][2];
+            left.sync();
+            multiply(sum, b, 0, [&](uint32_t (&a)[2][4], int pair) {
 #pragma unroll
-            for (int step = 0; step < STEPS; step++) {
-                if (step % 2 == 0) read_x(b, 0, step / 2);
-                uint32_t w[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    uint64_t row = column + g + i % 2 * 8, at = k + 16 * step + i / 2 * 8 + 2 * t;
+                for (int i = 0; i < 8; i++) {
+                    uint64_t row = column + g + i % 2 * 8;
+                    unsigned at = tile * TILE_K + 32 * pair + i / 4 * 16 + i / 2 % 2 * 8 + 2 * t;
                     bool inside = row < place.problem.n && at < term.k; // lines are a multiple of eight
-                    w[i] = inside ? *(const uint32_t *)((const bf16 *)term.b.data + row * term.b.ld + at) : 0;
+                    a[i / 4][i % 4] =
+                        inside ? *(const uint32_t *)((const bf16 *)term.b.data + row * term.b.ld + at) : 0;
                 }
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++) mma_bf16(sum[j], w, b[step % 2][j]);
-            }
-            __syncwarp();
+            });
+            left.sync();
         }
     }
 };
 
 template <int N_TILES> __device__ __forceinline__ void gemv(const gemm_params &p) {
-    using G = Gemv<N_TILES>;
+    using L = Left<N_TILES>;
     DYNAMIC_SHARED(memory);
-    Place place = Place::of(p, G::ROWS, COLUMNS);
+    Place place = Place::of(p, L::ROWS, COLUMNS);
     const gemm_problem &problem = place.problem;
-    unsigned warp = warp_index(), part = warp % PARTS, column = warp / PARTS * 16;
-    unsigned char *tables = memory + THREADS / 32 * G::X_BYTES;
+    // From one lane, so that the compiler knows that all have the same.
+    unsigned warp = __shfl_sync(0xffffffffu, warp_index(), 0), part = warp % PARTS, column = warp / PARTS * 16;
+    unsigned char *tables = memory + PARTS * L::BYTES;
     float *map = (float *)(tables + PairTable::bytes(p.pair_copies));
     load_tables((float2 *)tables, map, p, problem, THREADS);
-    G gemv(place, PairTable{(const float2 *)tables, p.pair_copies}, map, (unsigned)place.column + column,
-           memory + warp * G::X_BYTES);
+    Gemv<N_TILES> gemv(place, PairTable{(const float2 *)tables, p.pair_copies}, map, (unsigned)place.column + column,
+                       L(place, memory + part * L::BYTES, part, warp / PARTS));
     Parts parts(problem);
-    unsigned begin = parts.begin(part), end = parts.begin(part + 1), first = 0;
-    typename G::Sum sum = {};
+    typename Gemv<N_TILES>::Sum sum = {};
     for (unsigned i = 0; i < problem.n_terms; i++) {
+        keep(parts.tiles); // what follows is computed again for each term, and takes no registers meanwhile
+        unsigned first = 0;
+        for (unsigned j = 0; j < i; j++) first += tiles_of(problem.terms[j]);
         const gemm_term &term = problem.terms[i];
-        unsigned last = first + tiles_of(term), from = max(begin, first), to = min(end, last);
-        if (from < to) {
-            if (term.b.type == TYPE_QUANTIZED) gemv.add_quantized(sum, term, from - first, to - first);
-            else gemv.add_dense(sum, term, from - first, to - first);
-        }
-        first = last;
+        unsigned last = first + tiles_of(term), from = max(parts.begin(part), first), end = min(parts.begin(part + 1), last);
+        if (from >= end) continue;
+        if (term.b.type != TYPE_QUANTIZED) gemv.add_dense(sum, term, from - first, end - first);
+        else if (PlainTileScales::serve(term.quantized))
+            gemv.template add_quantized<PlainTileScales>(sum, term, from - first, end - first);
+        else gemv.template add_quantized<TileScales>(sum, term, from - first, end - first);
     }
     __syncthreads();
-    float *staged = (float *)memory;
+    float *staged = (float *)memory + warp_index() % PARTS * L::ROWS * STAGED_COLUMNS + warp_index() / PARTS * 16;
 #pragma unroll
     for (int j = 0; j < N_TILES; j++)
 #pragma unroll
-        for (int l = 0; l < 4; l++) {
-            unsigned row = 8 * j + gemv.t * 2 + l % 2, c = column + gemv.g + l / 2 * 8;
-            staged[(part * G::ROWS + row) * STAGED_COLUMNS + c] = sum[j][l];
-        }
+        for (int l = 0; l < 4; l++)
+            staged[(8 * j + lane_index() % 4 * 2 + l % 2) * STAGED_COLUMNS + lane_index() / 4 + l / 2 * 8] = sum[j][l];
     __syncthreads();
-    finish_tile<PARTS, G::ROWS, COLUMNS, STAGED_COLUMNS, THREADS>(place, staged);
+    // The same of the place.
+    unsigned block = blockIdx.x;
+    keep(block);
+    finish_tile<PARTS, L::ROWS, COLUMNS, STAGED_COLUMNS, THREADS>(Place::at(p, block, L::ROWS, COLUMNS),
+                                                                 (const float *)memory);
 }
 
 KERNEL(gemv_8x32, gemm_params, THREADS, 2) { gemv<1>(p); }
 KERNEL(gemv_16x32, gemm_params, THREADS, 2) { gemv<2>(p); }
-KERNEL(gemv_32x32, gemm_params, THREADS, 2) { gemv<4>(p); }
+KERNEL(gemv_32x32, gemm_params, THREADS, 1) { gemv<4>(p); }

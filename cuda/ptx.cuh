@@ -7,7 +7,9 @@
 //             B [16, 8]   b[0] = (k = 2t..2t+1, n = g)  b[1] = (k = 2t + 8.., n = g)
 //   m16n8k8   A [16, 8]   a[0] = (g, t)  a[1] = (g + 8, t)  a[2] = (g, t + 4)  a[3] = (g + 8, t + 4)  (tf32)
 //             B [8, 8]    b[0] = (k = t, n = g)  b[1] = (k = t + 4, n = g)
-//   both      D [16, 8]   d[0..1] = (g, 2t..2t+1)  d[2..3] = (g + 8, 2t..2t+1)
+//   m16n8k32  A [16, 32]  a[0] = (g, 4t..4t+3)  a[1] = (g + 8, 4t..)  a[2] = (g, 4t + 16..)  a[3] = (g + 8, 4t + 16..)  (bytes)
+//             B [32, 8]   b[0] = (k = 4t..4t+3, n = g)  b[1] = (k = 4t + 16.., n = g)
+//   all       D [16, 8]   d[0..1] = (g, 2t..2t+1)  d[2..3] = (g + 8, 2t..2t+1)
 // ldmatrix loads 8 x 8 matrices of 16-bit elements, whose rows are 16 bytes: lane l gives the address of row l % 8 of
 // matrix l / 8, and r[i] gets (g, 2t..2t+1) of matrix i, or, transposed, (2t..2t+1, g). So the four matrices
 //   [0..8, 0..8], [8..16, 0..8], [0..8, 8..16], [8..16, 8..16]  of a row-major A are m16n8k16's A,
@@ -120,6 +122,15 @@ __device__ __forceinline__ void mma_tf32(float d[4], const uint32_t a[4], const 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     HOST(host::mma_tf32(d, a, b, site));
 }
+// d = a b + c in whole numbers, of bytes without sign: a [16, 32], b [32, 8].
+__device__ __forceinline__ void mma_u8(uint32_t d[4], const uint32_t a[4], const uint32_t b[2],
+                                       const uint32_t c[4] SITE) {
+    PURE_PTX("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+    HOST(host::mma_u8(d, a, b, c, site));
+}
 
 // Two floats rounded to nearest even, `low` in the lower half. A NaN becomes 0x7fff (from_float keeps its bits).
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
@@ -155,6 +166,12 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     PURE_PTX("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     HOST(y = 1.0f / x);
     return y;
+}
+
+// Hides where a number comes from, so that it stays in a register rather than being computed again at each use.
+__device__ __forceinline__ void keep(uint32_t &x) {
+    PTX("" : "+r"(x));
+    HOST((void)x);
 }
 
 // Four bytes chosen from the eight of a (0 to 3) and b (4 to 7): each nibble of `selector`, lowest first, names one;

@@ -193,13 +193,16 @@ fn matrix_operations_are_exact() {
     let (fa, fb) = (exact(128, 5), exact(64, 6));
     let as_f16 =
         |x: &[f32]| -> Vec<f32> { to_bf16(x).iter().map(|b| half::f16::from_bits(*b).to_f32()).collect() };
+    let as_bytes = |x: &[f32]| -> Vec<f32> {
+        to_bf16(x).iter().flat_map(|word| word.to_le_bytes()).map(f32::from).collect()
+    };
     let buffers = (
         library.buffer(&to_bf16(&a)),
         library.buffer(&to_bf16(&b)),
         library.buffer(&fa),
         library.buffer(&fb),
     );
-    let d = library.buffer(&[0f32; 512]);
+    let d = library.buffer(&[0f32; 640]);
     let params = MatrixParams {
         a: buffers.0.data,
         b: buffers.1.data,
@@ -214,7 +217,8 @@ fn matrix_operations_are_exact() {
         assert_eq!(d[128..256], product(&a, &b, 16, 0.0));
         let close = |(x, y): (&f32, f32)| (x - y).abs() <= 1e-6 * y.abs();
         assert!(d[256..384].iter().zip(product(&as_f16(&a), &as_f16(&b), 16, 1.0)).all(close));
-        assert_eq!(d[384..], product(&fa, &fb, 8, 0.0));
+        assert_eq!(d[384..512], product(&fa, &fb, 8, 0.0));
+        assert_eq!(d[512..], product(&as_bytes(&a), &as_bytes(&b), 32, 1.0));
     }
 }
 
@@ -375,8 +379,8 @@ fn planted_faults_of_named_barriers_are_caught() {
         |piece, other| shown(|order| run_queue(&Library::load("operations", Some((piece, other))), order));
     all_say(
         &mutant("if (round + 2 < p.rounds) barrier_arrive(1 + slot, 64);", ""),
-        "threads 0..31 wait at barrier_sync (operations.cu:120), where 32 of 64 threads have arrived; \
-         threads 32..63 wait at barrier_sync (operations.cu:127)",
+        "threads 0..31 wait at barrier_sync (operations.cu:127), where 32 of 64 threads have arrived; \
+         threads 32..63 wait at barrier_sync (operations.cu:134)",
     );
     all_say(&mutant("barrier_arrive(3 + slot, 64);", "barrier_arrive(3 + slot, 32);"), "barrier");
     assert!(mutant("barrier_sync(3 + slot, 64);", "").contains(&Ok(false)));

@@ -152,7 +152,7 @@ fn quantized(
 fn quantized_products_equal_those_of_the_decoded_matrix() {
     let mut values = Values(3);
     let cpu = Cpu::new(Some(1)).unwrap();
-    let shapes = [[64, 96], [40, 160], [65, 200], [33, 64], [136, 224]];
+    let shapes = [[64, 96], [40, 160], [65, 200], [33, 64], [136, 224], [40, 1280], [24, 1344]];
     let chips = cuda::chips();
     let turns = configs().into_iter().enumerate().flat_map(|turn| chips.iter().map(move |chip| (turn, chip)));
     for ((turn, config), chip) in turns {
@@ -160,9 +160,11 @@ fn quantized_products_equal_those_of_the_decoded_matrix() {
         for (index, shape) in shapes.into_iter().enumerate() {
             let (w, plain) = quantized(&cpu, &config, shape, DType::BF16, &mut values);
             let (w, plain) = (placed(cuda, &w), cuda.place(&plain).unwrap());
-            // The largest shape is for the largest tile.
+            // The widest shape is for the largest tile, the longest ones for parts of several tiles.
             let sizes = match index {
                 4 => [(130, true), (130, false)],
+                5 => [(1, true), (29, true)],
+                6 => [(8, true), (12, true)],
                 1 | 3 => [(29, true), (3, false)],
                 _ => [(1, true), (45, false)],
             };

@@ -15,6 +15,7 @@ void ldmatrix(const char *operation, uint32_t *r, unsigned matrices, const void 
 void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, Site site);
 void mma_f16(float *d, const uint32_t *a, const uint32_t *b, Site site);
 void mma_tf32(float *d, const uint32_t *a, const uint32_t *b, Site site);
+void mma_u8(uint32_t *d, const uint32_t *a, const uint32_t *b, const uint32_t *c, Site site);
 
 template <typename T> uint32_t pack(float low, float high) {
     uint32_t l = low == low ? from_float<T>(low).bits : 0x7fff, h = high == high ? from_float<T>(high).bits : 0x7fff;

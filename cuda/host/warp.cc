@@ -196,4 +196,34 @@ void mma_f16(float *d, const uint32_t *a, const uint32_t *b, Site site) {
     mma("mma_f16", d, a, b, mma_k16<f16>, site);
 }
 void mma_tf32(float *d, const uint32_t *a, const uint32_t *b, Site site) { mma("mma_tf32", d, a, b, mma_k8, site); }
+
+struct MmaBytes {
+    uint32_t *d;
+    const uint32_t *a, *b, *c;
+};
+
+void mma_u8(uint32_t *d, const uint32_t *a, const uint32_t *b, const uint32_t *c, Site site) {
+    whole_warp("mma_u8");
+    auto compute = [](uint32_t, void *const *deposits) {
+        uint32_t left[16][32], right[32][8];
+        for (int l = 0; l < 32; l++) {
+            auto *own = (const MmaBytes *)deposits[l];
+            for (int byte = 0; byte < 4; byte++) {
+                int g = l / 4, k = l % 4 * 4 + byte;
+                for (int i = 0; i < 4; i++) left[g + i % 2 * 8][k + i / 2 * 16] = own->a[i] >> 8 * byte & 255;
+                for (int i = 0; i < 2; i++) right[k + i * 16][g] = own->b[i] >> 8 * byte & 255;
+            }
+        }
+        for (int l = 0; l < 32; l++) {
+            auto *own = (const MmaBytes *)deposits[l];
+            for (int i = 0; i < 4; i++) {
+                uint32_t sum = own->c[i];
+                for (int k = 0; k < 32; k++) sum += left[l / 4 + i / 2 * 8][k] * right[k][l % 4 * 2 + i % 2];
+                own->d[i] = sum;
+            }
+        }
+    };
+    MmaBytes mma{d, a, b, c};
+    collective("mma_u8", all_lanes, &mma, compute, site);
+}
 } // namespace host

@@ -47,7 +47,7 @@ KERNEL(warp_operations, warp_params, 1024) {
 struct matrix_params {
     const uint16_t *a, *b; // [16, 16] and [8, 16]: d = a b^T
     const float *fa, *fb;  // [16, 8] and [8, 8]
-    float *d;              // [4][16, 8]: bf16, b through a transposed load, f16, tf32
+    float *d;              // [5][16, 8]: bf16, b through a transposed load, f16, tf32, bytes of a [16, 32] and b [8, 32]
 };
 
 __device__ __forceinline__ void write_d(float *out, const float d[4]) {
@@ -86,6 +86,13 @@ KERNEL(matrix_operations, matrix_params, 32) {
     float h[4] = {};
     mma_tf32(h, fragment, other);
     write_d(p.d + 384, h);
+    const uint32_t *left = (const uint32_t *)p.a, *right = (const uint32_t *)p.b, c[4] = {1, 1, 1, 1};
+    for (uint32_t i = 0; i < 4; i++) fragment[i] = left[(g + i % 2 * 8) * 8 + t + i / 2 * 4];
+    for (uint32_t i = 0; i < 2; i++) other[i] = right[g * 8 + t + i * 4];
+    uint32_t sums[4];
+    mma_u8(sums, fragment, other, c);
+    for (uint32_t i = 0; i < 4; i++) h[i] = (float)sums[i];
+    write_d(p.d + 512, h);
 }
 
 struct sum_params {

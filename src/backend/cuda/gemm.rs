@@ -19,7 +19,7 @@ const MAX_PROBLEMS: usize = bindings::GEMM_MAX_PROBLEMS as usize;
 /// Of the contraction, in a tile.
 pub(super) const TILE_K: usize = 64;
 
-/// Tiles of the left operand that a warp of `cuda/gemv.cu` has under way.
+/// Tiles of the left operand that a part's warps in `cuda/gemv.cu` have under way.
 const TILES_AHEAD: usize = 4;
 
 /// Elements of a quantized matrix that are decoded together.
@@ -105,8 +105,8 @@ pub(super) struct Tile {
     pub(super) groups: usize,
     /// How the right operand gets to the multiplications.
     pub(super) by: By,
-    /// Cycles for [`TILE_K`] of the contraction of what takes longest, which on most chips are accesses to shared
-    /// memory, 128 bytes each: of bf16 operands and of decoded ones.
+    /// Cycles for [`TILE_K`] of the contraction of what takes longest: of bf16 operands and of decoded ones. On most chips
+    /// those are accesses to shared memory, 128 bytes each, with few rows reads from L2 at 24 bytes a cycle.
     pub(super) cost: [usize; 2],
     /// Cycles beside the contraction.
     pub(super) overhead: usize,
@@ -134,7 +134,7 @@ const fn few_rows(rows: usize, cost: usize) -> Tile {
     }
 }
 
-const FEW_ROWS: [Tile; 3] = [few_rows(8, 126), few_rows(16, 158), few_rows(32, 222)];
+const FEW_ROWS: [Tile; 3] = [few_rows(8, 89), few_rows(16, 132), few_rows(32, 218)];
 const fn square(side: usize, threads: usize, stages: usize, cost: [usize; 2]) -> Tile {
     Tile { rows: side, columns: side, threads, groups: 1, by: By::Stages(stages), cost, overhead: 0 }
 }
@@ -209,7 +209,7 @@ impl Tile {
         let operands = match (family, self.by) {
             (Family::F32, _) => return 0,
             (Family::AnyBf16, _) => 2 * (a + b),
-            (_, By::Registers) => self.threads / 32 / self.groups * TILES_AHEAD * a,
+            (_, By::Registers) => TILES_AHEAD * a,
             (Family::Bf16(_), By::Stages(stages)) => stages * (a + b),
             (Family::Decoded(_, bits), By::Stages(stages)) => {
                 stages * (a + self.columns * TILE_K * bits / 8) + 2 * b
@@ -392,8 +392,10 @@ pub(super) fn launch(cuda: &Cuda, family: Family, tile: &Tile, products: &[Produ
             params.code_bits = bits as u32;
             shared += MAP;
             let available = cuda.executor.properties().shared_memory;
-            // Sixteen copies make every read free of conflicts; fewer, if two blocks then fit a multiprocessor.
-            let room = if 2 * (shared + PAIRS) <= available { available / 2 } else { available };
+            // Sixteen copies make every read free of conflicts; fewer, if two blocks then fit a multiprocessor, which the
+            // registers of the largest `cuda/gemv.cu` don't allow.
+            let two = 2 * (shared + PAIRS) <= available && (tile.by != By::Registers || tile.rows <= 16);
+            let room = if two { available / 2 } else { available };
             let copies = if bits == 4 { 4 } else { 0 };
             params.pair_copies = (0..=copies).rev().find(|c| shared + (PAIRS << c) <= room).unwrap_or(0);
             shared += PAIRS << params.pair_copies;
