@@ -1,5 +1,5 @@
-// Codes of four bits as mma's (or wgmma's) A of 16 rows, of a matrix whose rows are contracted: a quad of lanes decodes a tile's
-// TILE_K of the rows g and g + 8, of which lane t has k 2t, 2t + 1, 2t + 8 and 2t + 9 of every 16.
+// Codes of four bits as mma's (or wgmma's) A of 16 rows, of a matrix whose rows are contracted: a quad of lanes decodes a
+// tile's TILE_K of the rows g and g + 8, of which lane t has k 2t, 2t + 1, 2t + 8 and 2t + 9 of every 16.
 #ifndef LOWRANK_DECODE_QUADS_CUH
 #define LOWRANK_DECODE_QUADS_CUH
 
@@ -35,9 +35,9 @@ struct Exchange {
 
 // Scales of a matrix whose rows are contracted, in mma's (or wgmma's) A of 16 rows: of a tile's TILE_K of the rows g and
 // g + 8, which four lanes have in common.
-struct QuadScales {
+template <bool WITH_MINIMUMS> struct QuadScales {
     float scale[2][2], zero[2][2]; // of rows g and g + 8, of each run
-    bool zeros;
+    Shift shift;
 
     // Lane t reads the constants of the run t % 2 of `row`, or of the row 8 further if t is 2 or 3.
     static __device__ __forceinline__ BlockConstants load(const quantized_matrix &q, uint64_t row, uint64_t rows,
@@ -46,41 +46,45 @@ struct QuadScales {
         uint64_t at = k + t % 2 * RUN;
         row += t / 2 * 8;
         if (row >= rows || at >= q.cols) return BlockConstants{0.0f, 0.0f, ~0u};
-        return load_constants(q, block_of(q, row, at));
+        return load_constants<WITH_MINIMUMS>(q, block_of(q, row, at));
     }
 
-    __device__ __forceinline__ explicit QuadScales(bool zeros) : zeros(zeros) {}
+    __device__ __forceinline__ explicit QuadScales(Shift shift) : shift(shift) {}
 
     __device__ __forceinline__ QuadScales(const quantized_matrix &q, const BlockConstants &constants, const float *map)
-        : QuadScales(q.zeros != nullptr) {
-        float own = own_scale(q, constants, map);
+        : QuadScales(shift_of<WITH_MINIMUMS>(q)) {
+        float own = own_scale(q, constants, map), own_zero = own_shift(q, constants, map);
 #pragma unroll
-        for (int r = 0; r < 2; r++) share(r, own, constants.zero);
+        for (int r = 0; r < 2; r++) share(r, own, own_zero);
     }
 
     static __device__ __forceinline__ float own_scale(const quantized_matrix &q, const BlockConstants &constants,
                                                       const float *map) {
         return constants.nested == ~0u ? 0.0f : scale_of(q, constants, map);
     }
+    static __device__ __forceinline__ float own_shift(const quantized_matrix &q, const BlockConstants &constants,
+                                                      const float *map) {
+        return WITH_MINIMUMS ? zero_of(q, constants, map) : constants.zero;
+    }
     // Row r's, from the lanes that have them.
     __device__ __forceinline__ void share(int r, float own_scale, float own_zero) {
 #pragma unroll
         for (int run = 0; run < 2; run++) {
             scale[r][run] = __shfl_sync(0xffffffffu, own_scale, 2 * r + run, 4);
-            zero[r][run] = zeros ? __shfl_sync(0xffffffffu, own_zero, 2 * r + run, 4) : 0.0f;
+            zero[r][run] = shift != NO_SHIFT ? __shfl_sync(0xffffffffu, own_zero, 2 * r + run, 4) : 0.0f;
         }
     }
 };
 
 // Codes of four bits that a lane turns into that A. The four lanes of a quad read 16 k each; mma wants k 2t, 2t + 1,
 // 2t + 8 and 2t + 9 of every 16 in lane t, so the bytes change lanes by two shuffles a row.
-struct QuadCodes : QuadScales {
+struct QuadCodes : QuadScales<false> {
     uint2 bytes[2];
 
     // `codes`: this lane's eight bytes of each row.
     __device__ __forceinline__ QuadCodes(const quantized_matrix &q, const Exchange &exchange, const uint2 (&codes)[2],
                                          const BlockConstants &constants, const float *map)
-        : QuadScales(q.zeros != nullptr) {
+        : QuadScales(shift_of<false>(q)) {
         float own = own_scale(q, constants, map);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -96,35 +100,38 @@ struct QuadCodes : QuadScales {
             int r = i % 2, half = i / 2, run = step / 2;
             uint32_t word = step % 2 ? bytes[r].y : bytes[r].x;
             float2 level = table(word >> (run * 16 + half * 8) & 255);
-            if (zeros) level = make_float2(level.x - zero[r][run], level.y - zero[r][run]);
-            a[i] = pack_bf16(level.x * scale[r][run], level.y * scale[r][run]);
+            a[i] = decode_pair<false>(level, shift, scale[r][run], zero[r][run]);
         }
     }
 };
 
 // ---- Codes in registers, moved by the tensor core ----
 //
-// Of two tiles a lane reads 16 bytes of row g and 16 of g + 8: those of the steps 2t and 2t + 1, eight bytes each, of which
-// lane t of the quad needs bytes t and t + 4 of every step. As A of m16n8k32 a row's 16 bytes, four a register, are matrices
-// of 16 x 32 bytes, and a B with one number in each column gives every lane the bytes that it asks for times that number:
-// no shuffles, which are accesses to shared memory, and an address at once.
+// Of two tiles a lane reads 16 bytes of row g and 16 of g + 8: those of the steps 2t and 2t + 1, eight bytes each, of
+// which lane t of the quad needs bytes t and t + 4 of every step. As A of m16n8k32 a row's 16 bytes, four a register, are
+// matrices of 16 x 32 bytes, and a B with one number in each column gives every lane the bytes that it asks for times that
+// number: no shuffles, which are accesses to shared memory, and an address at once.
 //
-// A's row g has the first and the third word of a quad's lanes (columns 0 to 15 and from 16 on), which are the first halves
-// of an even and an odd step, its row g + 8 the second halves.
+// A's row g has the first and the third word of a quad's lanes (columns 0 to 15 and from 16 on), which are the first
+// halves of an even and an odd step, its row g + 8 the second halves.
 
-// B that asks for the words of lane `owner`: `even` times the byte of its even step in the columns of one parity, `odd` times
-// that of its odd step.
-__device__ __forceinline__ void ask_for(uint32_t (&b)[2], unsigned owner, unsigned parity, uint32_t even, uint32_t odd) {
+// B that asks for the words of lane `owner`: `even` times the byte of its even step in the columns of one parity, `odd`
+// times that of its odd step.
+__device__ __forceinline__ void ask_for(uint32_t (&b)[2], unsigned owner, unsigned parity, uint32_t even,
+                                        uint32_t odd) {
     unsigned g = lane_index() / 4, t = lane_index() % 4, byte = g / 2;
     if (t == owner && g % 2 == parity) b[0] += even << 8 * byte, b[1] += odd << 8 * byte;
     keep(b[0]), keep(b[1]);
 }
 
+using LaneScales = QuadScales<true>;
+
 // The pairs of levels of each byte.
 struct PairMover {
     const PairTable &table;
     uint32_t b[4][2]; // of two steps each, columns of a lane
-    uint32_t copy[4]; // bytes in front of the copy of a pair that a lane reads: others for each, so that none is made from another
+    // Bytes in front of the copy of a pair that a lane reads; another one each, so that the compiler keeps all four.
+    uint32_t copy[4];
 
     __device__ __forceinline__ explicit PairMover(const PairTable &table) : table(table) {
         uint32_t size = (uint32_t)sizeof(float2) << table.copies; // at most 128
@@ -139,8 +146,8 @@ struct PairMover {
     }
 
     // mma's A of the steps 2 i and 2 i + 1 of a tile of the two.
-    __device__ __forceinline__ void decode(uint32_t (&a)[2][4], const uint4 (&codes)[2], const QuadScales &scales, int tile,
-                                           int i) const {
+    __device__ __forceinline__ void decode(uint32_t (&a)[2][4], const uint4 (&codes)[2], const LaneScales &scales,
+                                           int tile, int i) const {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const uint32_t bytes[4] = {codes[r].x, codes[r].y, codes[r].z, codes[r].w};
@@ -149,8 +156,7 @@ struct PairMover {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 float2 level = *(const float2 *)((const char *)table.pairs + at[j]);
-                if (scales.zeros) level = make_float2(level.x - scales.zero[r][i], level.y - scales.zero[r][i]);
-                a[j % 2][r + j / 2 * 2] = pack_bf16(level.x * scales.scale[r][i], level.y * scales.scale[r][i]);
+                a[j % 2][r + j / 2 * 2] = decode_pair(level, scales.shift, scales.scale[r][i], scales.zero[r][i]);
             }
         }
     }
@@ -196,8 +202,8 @@ struct ScaledLevels {
         }
     }
 
-    // The pairs of two bytes of codes. A permutation takes a byte of eight, by three bits of a code; of which eight says the
-    // fourth.
+    // The pairs of two bytes of codes. A permutation takes a byte of eight, by three bits of a code; of which eight says
+    // the fourth.
     __device__ __forceinline__ void decode(uint32_t &first, uint32_t &second, uint32_t codes) const {
         uint32_t flipped = codes ^ 0x8888; // so that codes from 8 on count from 0
         // Bytes of ones where a code is 8 or more: the signs of bytes with its highest bit in front.
@@ -218,7 +224,7 @@ struct PermutedTile {
     uint32_t codes[2][4];
 
     __device__ __forceinline__ PermutedTile(const CodeMover &mover, const uint4 (&codes)[2], const float *levels,
-                                            const QuadScales &scales, int tile)
+                                            const LaneScales &scales, int tile)
         : scaled{{levels, scales.scale[0][0]}, {levels, scales.scale[1][0]}} {
 #pragma unroll
         for (int r = 0; r < 2; r++) mover.move(this->codes[r], codes[r], tile);
@@ -247,20 +253,20 @@ struct TileScales {
     }
 
     __device__ __forceinline__ void load(unsigned tile) {
-        ahead = QuadScales::load(q, row, rows, tile < end ? (uint64_t)tile * TILE_K : q.cols);
+        ahead = LaneScales::load(q, row, rows, tile < end ? (uint64_t)tile * TILE_K : q.cols);
     }
 
     __device__ __forceinline__ void turn(unsigned) {}
 
-    __device__ __forceinline__ QuadScales of(unsigned first, int i) {
+    __device__ __forceinline__ LaneScales of(unsigned first, int i) {
         const BlockConstants now = ahead;
         load(first + i + 1);
-        return QuadScales(q, now, map);
+        return LaneScales(q, now, map);
     }
 };
 
-// The same where a row begins a block, a tile of it lies in one, and there are no zero points: each lane of a quad reads those of one of
-// QUAD_TILES tiles. Behind the last row they are that one's.
+// The same where a row begins a block, a tile of it lies in one, and nothing is added: each lane of a quad reads those of
+// one of QUAD_TILES tiles. Behind the last row they are that one's.
 #define QUAD_TILES 4
 struct PlainTileScales {
     const quantized_matrix &q;
@@ -273,7 +279,7 @@ struct PlainTileScales {
 
     static __device__ __forceinline__ bool serve(const quantized_matrix &q) {
         bool whole = q.cols % TILE_K == 0 && q.block_cols_shift >= 6;
-        return q.zeros == nullptr && whole && (q.block_rows != 0 || q.cols % (1ull << q.block_cols_shift) == 0);
+        return shift_of(q) == NO_SHIFT && whole && (q.block_rows != 0 || q.cols % (1ull << q.block_cols_shift) == 0);
     }
 
     __device__ __forceinline__ PlainTileScales(const quantized_matrix &q, const float *map, unsigned row, unsigned rows,
@@ -308,8 +314,8 @@ struct PlainTileScales {
         load(first + QUAD_TILES);
     }
 
-    __device__ __forceinline__ QuadScales of(unsigned, int i) const {
-        QuadScales tile(false);
+    __device__ __forceinline__ LaneScales of(unsigned, int i) const {
+        LaneScales tile(NO_SHIFT);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             tile.scale[r][0] = tile.scale[r][1] = __shfl_sync(0xffffffffu, scale[r], i, QUAD_TILES);

@@ -90,31 +90,42 @@ template <class S, int MODE, bool A_K_MAJOR, bool B_K_MAJOR> struct Group {
         return run;
     }
 
+    // Where a run lies, and the upper two bits of its codes of six.
     __device__ __forceinline__ unsigned char *codes_of(unsigned slot, int i, unsigned bytes) const {
         return codes + slot * codes_bytes + (thread + i * S::GROUP_THREADS) * bytes;
     }
+    __device__ __forceinline__ unsigned char *high_of(unsigned slot, int i) const {
+        return codes + slot * codes_bytes + S::COLUMNS * TILE_K / 2 + (thread + i * S::GROUP_THREADS) * (RUN / 4);
+    }
 
-    // Bytes of a run in memory.
+    // Bytes of a run in memory; of six bits those of the lower four.
     static __device__ __forceinline__ unsigned run_bytes(const gemm_term &term) {
-        if (term.b.type == TYPE_QUANTIZED) return term.quantized.format == CODES_4BIT ? RUN / 2 : RUN;
+        int format = term.quantized.format;
+        if (term.b.type == TYPE_QUANTIZED) return format == CODES_4BIT || format == CODES_6BIT ? RUN / 2 : RUN;
         return term.b.type == TYPE_F16 ? 2 * RUN : 4 * RUN;
     }
 
     __device__ __forceinline__ void load_codes(unsigned slot, const Cursor &at) const {
         const gemm_term &term = at.here();
-        const uint8_t *data = term.b.type == TYPE_QUANTIZED ? term.quantized.codes : (const uint8_t *)term.b.data;
+        const quantized_matrix &q = term.quantized;
+        const uint8_t *data = term.b.type == TYPE_QUANTIZED ? q.codes : (const uint8_t *)term.b.data;
+        bool six_bits = term.b.type == TYPE_QUANTIZED && q.format == CODES_6BIT;
         unsigned bytes = run_bytes(term);
         uint64_t columns = B_K_MAJOR ? term.k : place.problem.n;
 #pragma unroll
         for (int i = 0; i < RUNS; i++) {
             Run run = run_at(i, at);
-            const uint8_t *from = data + (run.row * term.b.ld + run.col) * bytes / RUN;
+            uint64_t element = run.row * term.b.ld + run.col;
+            const uint8_t *from = data + element * bytes / RUN;
             uint64_t left = run.inside ? (columns - run.col) * bytes / RUN : 0;
             unsigned char *to = codes_of(slot, i, bytes);
             for (unsigned c = 0; c < bytes; c += 16) {
                 unsigned valid = left <= c ? 0 : (unsigned)min(left - c, (uint64_t)16);
                 cp_async16(to + c, valid ? from + c : data, valid);
             }
+            if (six_bits)
+                cp_async8(high_of(slot, i), run.inside ? data + q.rows * q.cols / 2 + element / 4 : data,
+                          run.inside ? RUN / 4 : 0);
         }
     }
 
@@ -126,7 +137,10 @@ template <class S, int MODE, bool A_K_MAJOR, bool B_K_MAJOR> struct Group {
         for (int i = 0; i < RUNS; i++) {
             Run run = run_at(i, at);
             scales[i] = BlockConstants{0.0f, 0.0f, 0};
-            if (run.inside && quantized) scales[i] = load_constants(q, block_of(q, run.row, run.col));
+            if (!run.inside || !quantized) continue;
+            uint64_t block = block_of(q, run.row, run.col);
+            scales[i] = load_constants(q, block);
+            if (q.format == CODES_6BIT) scales[i].nested |= (uint32_t)q.nested[block + 1] << 8;
         }
     }
 
@@ -146,8 +160,8 @@ template <class S, int MODE, bool A_K_MAJOR, bool B_K_MAJOR> struct Group {
             if (term.b.type == TYPE_F16) convert_run<f16>(codes, store);
             else if (term.b.type == TYPE_F32) convert_run<float>(codes, store);
             else {
-                float scale = run.inside ? scale_of(q, scales[i], map) : 0.0f;
-                decode_run(codes, q, table, scale, scales[i].zero, store);
+                // Outside the constants are zeros.
+                decode_run(codes, high_of(slot, i), q, table, map, scales[i], store);
             }
         }
     }

@@ -86,7 +86,7 @@ __device__ __forceinline__ void fill_tables(float2 *pairs, float *map, unsigned 
         if (problem.terms[i].b.type != TYPE_QUANTIZED) continue;
         if (q.format == CODES_4BIT) PairTable::fill(pairs, pair_copies, q, thread, threads);
         if (q.scales == nullptr)
-            for (unsigned j = thread; j < 256; j += threads) map[j] = q.nested_map[j];
+            for (unsigned j = thread; j < 256; j += threads) map[j] = nested_level(q, (uint8_t)j);
     }
 }
 

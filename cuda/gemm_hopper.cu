@@ -150,14 +150,14 @@ template <class K> struct Consumer {
         const quantized_matrix &q = at.here().quantized;
         if constexpr (K::B_K_MAJOR) {
             constants[0] =
-                QuadScales::load(q, place.column + 64 * group + column(0), place.problem.n, at.k);
+                QuadScales<false>::load(q, place.column + 64 * group + column(0), place.problem.n, at.k);
         } else {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 uint64_t row = at.k + lane + 32 * i, col = place.column + 64 * group + 32 * (warp / 2);
                 bool inside = row < at.here().k && col < place.problem.n;
                 constants[i] = BlockConstants{0.0f, 0.0f, ~0u};
-                if (inside) constants[i] = load_constants(q, block_of(q, row, col));
+                if (inside) constants[i] = load_constants<false>(q, block_of(q, row, col));
             }
         }
     }
@@ -175,7 +175,7 @@ template <class K> struct Consumer {
 #pragma unroll
             for (int step = 0; step < STEPS; step++) own.decode(fragments[step], table, step);
         } else {
-            const QuadScales scales(q, constants[0], map());
+            const QuadScales<false> scales(q, constants[0], map());
 #pragma unroll
             for (int step = 0; step < STEPS; step++)
 #pragma unroll

@@ -3,8 +3,8 @@
 // they go from memory to registers, are decoded there, and are mma's A without passing through shared memory.
 //
 // A warp has 16 columns of the result, all of a block's rows and a quarter of the contraction. Two warps have the same
-// quarter, and its tiles of the left operand. What binds is shared memory, so tiles are decoded in two ways: most by the table of pairs, of four tiles
-// one by permutations of bytes, which take more instructions and no shared memory.
+// quarter, and its tiles of the left operand. What binds is shared memory, so tiles are decoded in two ways: most by the
+// table of pairs, one of four or of two by permutations of bytes, which take more instructions and no shared memory.
 #include "decode_quads.cuh"
 #include "gemm.cuh"
 
@@ -17,8 +17,8 @@
 #define AHEAD (2 * UNITS)
 static_assert(AHEAD == QUAD_TILES, "a quad has the scales of as many");
 
-// The left operand's tiles of a part, which two warps share, and mma's B from them. Rows that are not there are anything, as
-// nobody reads their results.
+// The left operand's tiles of a part, which two warps share, and mma's B from them. Rows that are not there are anything,
+// as nobody reads their results.
 template <int N_TILES> struct Left {
     static constexpr int ROWS = 8 * N_TILES;
     using XTile = Tile<ROWS, true>;
@@ -151,7 +151,7 @@ template <int N_TILES> struct Gemv {
     // Tiles [from, end) of a term with a quantized b.
     template <class Scales>
     __device__ __forceinline__ void add_quantized(Sum &sum, const gemm_term &term, unsigned from, unsigned end) const {
-        // One tile of so many is decoded without shared memory: of many rows, which need more of it, one more.
+        // One tile of so many is decoded without shared memory, of which more rows need more.
         constexpr bool MAY_PERMUTE = __is_same(Scales, PlainTileScales);
         constexpr int PERMUTED = N_TILES == 1 ? AHEAD : 2;
         const quantized_matrix &q = term.quantized;
@@ -162,7 +162,8 @@ template <int N_TILES> struct Gemv {
         typename L::Source source = left.source(term, from + left.warp, end);
         typename L::Pair b = {};
         const uint8_t *next[2];
-        unsigned tiles = q.cols > RUN * t ? min(end, (unsigned)(q.cols - RUN * t + TILE_K - 1) / TILE_K) : 0; // of this lane
+        // In which this lane has codes.
+        unsigned tiles = q.cols > RUN * t ? min(end, (unsigned)(q.cols - RUN * t + TILE_K - 1) / TILE_K) : 0;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             uint64_t row = min(column + g + 8 * r, place.problem.n - 1);
@@ -190,11 +191,12 @@ template <int N_TILES> struct Gemv {
                 left.sync();
 #pragma unroll
                 for (int tile = 0; tile < 2; tile++) {
-                    const QuadScales scale = scales.of(first, 2 * unit + tile);
+                    const LaneScales scale = scales.of(first, 2 * unit + tile);
                     if constexpr (MAY_PERMUTE)
                         if ((2 * unit + tile) % PERMUTED == PERMUTED - 1) {
                             const PermutedTile permuted(selectors, codes[unit], q.levels, scale, tile);
-                            multiply(sum, b, 2 * unit + tile, [&](uint32_t (&a)[2][4], int i) { permuted.decode(a, i); });
+                            multiply(sum, b, 2 * unit + tile,
+                                     [&](uint32_t (&a)[2][4], int i) { permuted.decode(a, i); });
                             continue;
                         }
                     multiply(sum, b, 2 * unit + tile,
@@ -252,7 +254,7 @@ template <int N_TILES> __device__ __forceinline__ void gemv(const gemm_params &p
         unsigned first = 0;
         for (unsigned j = 0; j < i; j++) first += tiles_of(problem.terms[j]);
         const gemm_term &term = problem.terms[i];
-        unsigned last = first + tiles_of(term), from = max(parts.begin(part), first), end = min(parts.begin(part + 1), last);
+        unsigned from = max(parts.begin(part), first), end = min(parts.begin(part + 1), first + tiles_of(term));
         if (from >= end) continue;
         if (term.b.type != TYPE_QUANTIZED) gemv.add_dense(sum, term, from - first, end - first);
         else if (PlainTileScales::serve(term.quantized))

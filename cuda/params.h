@@ -283,8 +283,8 @@ struct quantized_matrix {
     int32_t format; // 0 four bits by levels, 1 int8, 2 float8 e4m3, 3 float8 e5m2, 4 six bits
     // log2 of block_rows and block_cols, 63 for blocks as long as a row.
     int32_t block_rows_shift, block_cols_shift;
-    // Formats of GGUF files, which are decoded element by element: minimums of blocks, plain or products, or null. Without
-    // a map nested codes are whole numbers in two's complement.
+    // Formats of GGUF files: minimums of blocks, plain or products, or null. Without a map nested codes are whole numbers in
+    // two's complement.
     const float *minimums;
     const uint8_t *minimum_codes;
     const float *minimum_factors;

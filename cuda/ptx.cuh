@@ -7,8 +7,8 @@
 //             B [16, 8]   b[0] = (k = 2t..2t+1, n = g)  b[1] = (k = 2t + 8.., n = g)
 //   m16n8k8   A [16, 8]   a[0] = (g, t)  a[1] = (g + 8, t)  a[2] = (g, t + 4)  a[3] = (g + 8, t + 4)  (tf32)
 //             B [8, 8]    b[0] = (k = t, n = g)  b[1] = (k = t + 4, n = g)
-//   m16n8k32  A [16, 32]  a[0] = (g, 4t..4t+3)  a[1] = (g + 8, 4t..)  a[2] = (g, 4t + 16..)  a[3] = (g + 8, 4t + 16..)  (bytes)
-//             B [32, 8]   b[0] = (k = 4t..4t+3, n = g)  b[1] = (k = 4t + 16.., n = g)
+//   m16n8k32  A [16, 32]  a[0] = (g, 4t..4t+3)  a[1] = (g + 8, 4t..)  a[2] = (g, 4t + 16..)  a[3] = (g + 8, 4t + 16..)
+//             B [32, 8]   b[0] = (k = 4t..4t+3, n = g)  b[1] = (k = 4t + 16.., n = g)  (bytes)
 //   all       D [16, 8]   d[0..1] = (g, 2t..2t+1)  d[2..3] = (g + 8, 2t..2t+1)
 // ldmatrix loads 8 x 8 matrices of 16-bit elements, whose rows are 16 bytes: lane l gives the address of row l % 8 of
 // matrix l / 8, and r[i] gets (g, 2t..2t+1) of matrix i, or, transposed, (2t..2t+1, g). So the four matrices

@@ -9,12 +9,12 @@ mod common;
 
 use common::compare::{different_bits, within_twice_naive};
 use common::cuda::{self, Recorder};
-use common::gemm::{Values, configs};
+use common::gemm::{Values, configs, read_only};
 use lowrank::backend::cpu::Cpu;
 use lowrank::backend::cuda::Cuda;
 use lowrank::backend::reference::Reference;
 use lowrank::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
-use lowrank::quant::{Format, QuantConfig, Quantized, Scales};
+use lowrank::quant::{Format, QuantConfig, Quantized, READ_ONLY, Scales};
 use lowrank::{DType, Tensor};
 use std::collections::BTreeSet;
 
@@ -188,6 +188,33 @@ fn quantized_products_equal_those_of_the_decoded_matrix() {
                     &format!("{config:?} {shape:?}, {rows} rows, transposed {transposed}"),
                 );
             }
+        }
+    }
+}
+
+/// Matrices of GGUF files are decoded in runs, by the portable kernels on every chip.
+#[test]
+fn formats_that_are_only_read_have_kernels() {
+    for capability in [80, 90] {
+        let recorder = Recorder::here(capability);
+        let backend = Cuda::on(recorder.clone()).unwrap();
+        for (format, (rows, transposed)) in READ_ONLY
+            .iter()
+            .flat_map(|format| [(format, (1, true)), (format, (200, true)), (format, (5, false))])
+        {
+            let w = read_only(&backend, format, [64, 256], &mut Values(8), false);
+            let (n, k) = if transposed { (64, 256) } else { (256, 64) };
+            let x = Host::random([rows, k], &mut Values(2)).upload(&backend, DType::BF16, false);
+            let b = Matrix::Quantized { matrix: &w, transposed };
+            recorder.take();
+            product(&backend, &Gemm::new(&[GemmTerm { a: Matrix::plain(&x), b }]), [rows, n], DType::F32);
+            let kernel = recorder.take().1;
+            let few = format.bits() == 4 && rows == 1;
+            assert!(
+                kernel.starts_with(if few { "gemv" } else { "gemm_decoded" }),
+                "{}: {kernel}",
+                format.name
+            );
         }
     }
 }

@@ -148,7 +148,7 @@ fn formats_that_are_only_read() {
     let cpu = Cpu::new(Some(1)).unwrap();
     for cuda in cuda::all() {
         for format in &READ_ONLY {
-            for shape in [[40, 256], [33, 512]] {
+            for shape in [[40, 256], [33, 512], [136, 256]] {
                 let w = |backend: &Backend| read_only(backend, format, shape, &mut Values(8), false);
                 let (w, on_cpu) = (w(&cuda), w(&cpu));
                 for dtype in [DType::F32, DType::BF16] {
@@ -160,7 +160,10 @@ fn formats_that_are_only_read() {
                     let plain = decoded(&cuda, &w);
                     let expected = cpu.to_f32(&decoded(&cpu, &on_cpu)).unwrap();
                     assert_eq!(cuda.to_f32(&plain).unwrap(), expected, "{} {shape:?} {dtype}", format.name);
-                    for (rows, transposed) in [(1, true), (19, true), (3, false)] {
+                    // The largest shape is for the larger tiles.
+                    let large = [(70, true), (130, true), (130, false)];
+                    let few = [(1, true), (19, true), (3, false)];
+                    for (rows, transposed) in if shape[0] == 136 { large } else { few } {
                         let k = shape[usize::from(transposed)];
                         let a = cuda.from_slice(&random(rows * k), &[rows, k]).unwrap();
                         let a = cuda.to_dtype(&a, dtype).unwrap();

@@ -10,6 +10,7 @@ use crate::backend::check::{self, ensure};
 use crate::backend::{Gemm, Matrix};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::quant::READ_ONLY;
 use crate::tensor::Tensor;
 use std::ptr::null;
 
@@ -87,6 +88,14 @@ impl<'a> Product<'a> {
             });
         }
         Ok(products)
+    }
+
+    /// Whether a matrix has a format that only GGUF files have.
+    fn is_read_only(&self) -> bool {
+        self.terms.iter().any(|term| match term.b {
+            Matrix::Quantized { matrix, .. } => READ_ONLY.contains(matrix.config().format),
+            Matrix::Dense { .. } => false,
+        })
     }
 
     /// Tiles of the contraction.
@@ -251,7 +260,10 @@ fn family(product: &Product<'_>) -> Result<Family> {
             Matrix::Quantized { matrix, .. } => {
                 let first = bits.replace(matrix.config().format.bits()).is_none();
                 let aligned = (matrix.codes().device_bytes()? as usize).is_multiple_of(16);
-                first && matrix.shape()[1].is_multiple_of(RUN) && aligned && quant::is_decoded_in_runs(matrix)
+                first
+                    && matrix.shape()[1].is_multiple_of(RUN)
+                    && aligned
+                    && quant::is_decoded_in_runs(matrix, RUN)
             }
         };
         let agrees = this.is_some() && layout.is_none_or(|l| Some(l) == this);
@@ -314,6 +326,9 @@ fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<Tile> {
     let depth = products.iter().map(Product::depth).max().unwrap_or(0).max(1);
     let results = || products.iter().map(|p| (p.rows, p.columns));
     let mut tiles = tiles(cuda, family);
+    if products.iter().any(Product::is_read_only) {
+        tiles.retain(|tile| !matches!(tile.by, By::Wgmma { .. }));
+    }
     tiles.sort_by_key(|tile| cycles(cuda, tile, family, results(), depth));
     for tile in tiles {
         if !matches!(tile.by, By::Wgmma { .. }) || gemm_hopper::serves(cuda, family, &tile)? {

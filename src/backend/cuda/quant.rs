@@ -8,7 +8,7 @@ use crate::backend::quantized::{format_code, upload_nested};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::double_quant::{NESTED_BLOCKSIZE, NestedScales};
-use crate::quant::{Blocks, Codes, Geometry, QuantConfig, Quantized, READ_ONLY, Scales};
+use crate::quant::{Blocks, Codes, Geometry, QuantConfig, Quantized, Scales};
 use crate::tensor::Tensor;
 use std::ptr::{null, null_mut};
 
@@ -74,9 +74,18 @@ pub(super) fn view(x: &Quantized) -> Result<quantized_matrix> {
     Ok(view)
 }
 
-/// Whether kernels decode the matrix many elements at a time; those of formats that only GGUF files have they don't.
-pub(super) fn is_decoded_in_runs(x: &Quantized) -> bool {
-    !READ_ONLY.contains(x.config().format)
+/// Whether kernels decode the matrix in runs of so many neighbours: those have one block, or, in six bits, two whose scales
+/// share a factor.
+pub(super) fn is_decoded_in_runs(x: &Quantized, run: usize) -> bool {
+    let QuantConfig { format, blocksize, .. } = x.config();
+    match format.codes {
+        Codes::Int6 => {
+            2 * blocksize == run
+                && matches!(x.scales(), Scales::Products { per_factor, .. } if per_factor.is_multiple_of(2))
+        }
+        Codes::Int4Minimum => blocksize.is_multiple_of(run),
+        _ => true,
+    }
 }
 
 pub(super) fn quantize(cuda: &Cuda, x: &Tensor, config: &QuantConfig) -> Result<Quantized> {
