@@ -9,6 +9,9 @@ use crate::math;
 /// Weights that are added up first, and such sums that are.
 const GROUP: usize = 64;
 
+/// Scores that are compared at once.
+const LANES: usize = 32;
+
 /// How the token of one row is chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleRow<'a> {
@@ -101,6 +104,26 @@ fn exceeds(sum: &mut f64, part: f64, before: f64, target: f64) -> bool {
     exceeds
 }
 
+/// The largest score and its first place; none if a score is not a number. Scores are looked at many at once: each lane has
+/// a maximum of its own, and no comparison waits for the last one.
+fn largest(scores: &[f32]) -> Option<(f32, usize)> {
+    let (mut top, mut nan) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
+    for chunk in scores.chunks(LANES) {
+        for ((top, nan), score) in top.iter_mut().zip(&mut nan).zip(chunk) {
+            *top = if *score > *top { *score } else { *top };
+            *nan |= u32::from(score.is_nan());
+        }
+    }
+    if nan.contains(&1) {
+        return None;
+    }
+    let top = top.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let has_top = |chunk: &[f32]| chunk.iter().fold(false, |has, score| has | (*score == top));
+    let chunk = scores.chunks(LANES).position(has_top)?;
+    let place = scores[chunk * LANES..].iter().position(|score| *score == top)?;
+    Some((top, chunk * LANES + place))
+}
+
 /// The token of a row of scores, which are changed by what the row's settings say; none if a score is not a number.
 pub(super) fn choose(scores: &mut [f32], row: &SampleRow<'_>) -> Option<u32> {
     for id in row.seen {
@@ -114,11 +137,7 @@ pub(super) fn choose(scores: &mut [f32], row: &SampleRow<'_>) -> Option<u32> {
             *score = f32::NEG_INFINITY;
         }
     }
-    if scores.iter().any(|score| score.is_nan()) {
-        return None;
-    }
-    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let best = scores.iter().position(|score| *score == top)?;
+    let (top, best) = largest(scores)?;
     if row.temperature == 0.0 {
         return Some(best as u32);
     }
@@ -186,5 +205,20 @@ mod tests {
         assert_eq!(choose(&mut scores.clone(), &banned), Some(2));
         let seen = SampleRow { seen: &[1], repetition_penalty: 4.0, ..row(0.0, 0, 1.0, 0.0) };
         assert_eq!(choose(&mut scores.clone(), &seen), Some(2));
+    }
+
+    #[test]
+    fn the_likeliest_token_is_the_first_of_the_largest_wherever_it_is() {
+        for n in [1, 31, 32, 33, 100] {
+            for place in 0..n {
+                let mut scores = vec![-1.0; n];
+                scores[place..].fill(2.0);
+                assert_eq!(largest(&scores), Some((2.0, place)));
+                scores[place] = f32::NAN;
+                assert_eq!(largest(&scores), None);
+            }
+            assert_eq!(largest(&vec![f32::NEG_INFINITY; n]), Some((f32::NEG_INFINITY, 0)));
+        }
+        assert_eq!(largest(&[]), None);
     }
 }
