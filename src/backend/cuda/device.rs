@@ -4,12 +4,15 @@
 //! stream, so that memory may be reused as soon as the last operation on it was started; what goes beside them keeps its
 //! memory until they wait for it.
 
+mod graph;
+
 use super::executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
 use super::kernels::KernelFile;
 use crate::arena::MemorySource;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute};
+use graph::Recorded;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,13 +52,6 @@ struct Handle<T>(T);
 
 // SAFETY: the driver's handles may be used from every thread.
 unsafe impl<T> Send for Handle<T> {}
-
-/// A graph that can be started, and its nodes in order.
-struct Recorded {
-    graph: sys::CUgraph,
-    exec: sys::CUgraphExec,
-    nodes: Vec<sys::CUgraphNode>,
-}
 
 #[derive(Clone, Copy)]
 struct Function {
@@ -485,138 +481,26 @@ impl Executor for Device {
     }
 
     fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph> {
-        self.enter()?;
-        let fail = |e| self.error("no graph could be made", e);
-        let mut recorded =
-            Recorded { graph: std::ptr::null_mut(), exec: std::ptr::null_mut(), nodes: Vec::new() };
-        // SAFETY: the driver writes one handle.
-        unsafe { sys::cuGraphCreate(&mut recorded.graph, 0) }.result().map_err(fail)?;
-        let made = nodes.iter().try_for_each(|node| self.add_node(&mut recorded, node)).and_then(|()| {
-            // SAFETY: the graph is whole; the driver writes one handle.
-            unsafe { sys::cuGraphInstantiateWithFlags(&mut recorded.exec, recorded.graph, 0) }
-                .result()
-                .map_err(fail)
-        });
-        if let Err(e) = made {
-            recorded.destroy();
-            return Err(e);
-        }
-        let mut graphs = self.graphs.lock().expect("the lock is never held across a panic");
-        let number = graphs.keys().max().map_or(0, |last| last + 1);
-        graphs.insert(number, recorded);
-        Ok(Graph(number))
+        self.make_graph(nodes)
     }
 
     fn update_graph(&self, graph: Graph, index: usize, node: &Node<'_>) -> Result<()> {
-        self.enter()?;
-        let graphs = self.graphs.lock().expect("the lock is never held across a panic");
-        let (exec, handle) = (graphs[&graph.0].exec, graphs[&graph.0].nodes[index]);
-        self.with_params(
-            node,
-            // SAFETY: the node is one of the graph's, of this kind; the driver copies what it is given.
-            |kernel| unsafe { sys::cuGraphExecKernelNodeSetParams_v2(exec, handle, kernel) },
-            // SAFETY: as above.
-            |copy| unsafe { sys::cuGraphExecMemcpyNodeSetParams(exec, handle, copy, self.context) },
-        )
+        self.change_graph(graph, index, node)
     }
 
     unsafe fn launch_graph(&self, graph: Graph) -> Result<()> {
-        self.enter()?;
-        let graphs = self.graphs.lock().expect("the lock is never held across a panic");
-        // SAFETY: graph and stream are this device's; the caller promised for the nodes.
-        unsafe { sys::cuGraphLaunch(graphs[&graph.0].exec, self.streams[Stream::Compute as usize]) }
-            .result()
-            .map_err(|e| self.error("a graph of kernels did not start", e))
+        // SAFETY: the caller promises the same.
+        unsafe { self.start_graph(graph) }
     }
 
     fn drop_graph(&self, graph: Graph) {
-        let mut graphs = self.graphs.lock().expect("the lock is never held across a panic");
-        if let Some(recorded) = graphs.remove(&graph.0).filter(|_| self.enter().is_ok()) {
-            recorded.destroy();
-        }
-    }
-}
-
-impl Recorded {
-    /// Gives the handles back; the driver keeps what still runs.
-    fn destroy(&self) {
-        // SAFETY: the handles are this value's, and it is not used any more.
-        unsafe {
-            if !self.exec.is_null() {
-                let _ = sys::cuGraphExecDestroy(self.exec);
-            }
-            let _ = sys::cuGraphDestroy(self.graph);
-        }
+        self.free_graph(graph);
     }
 }
 
 impl Device {
     fn event_handle(&self, event: Event) -> sys::CUevent {
         self.events.lock().expect("the lock is never held across a panic")[event.0].0
-    }
-
-    /// Puts a node behind the last one.
-    fn add_node(&self, recorded: &mut Recorded, node: &Node<'_>) -> Result<()> {
-        let mut handle = std::ptr::null_mut();
-        let last = recorded.nodes.last().map_or(std::ptr::null(), std::ptr::from_ref);
-        let (graph, count, to) = (recorded.graph, usize::from(!last.is_null()), &raw mut handle);
-        self.with_params(
-            node,
-            // SAFETY: the driver reads `count` nodes of the same graph, copies what it is given and writes one handle.
-            |kernel| unsafe { sys::cuGraphAddKernelNode_v2(to, graph, last, count, kernel) },
-            // SAFETY: as above.
-            |copy| unsafe { sys::cuGraphAddMemcpyNode(to, graph, last, count, copy, self.context) },
-        )?;
-        recorded.nodes.push(handle);
-        if let Node::Launch(launch) = node
-            && launch.cluster > 1
-        {
-            let attribute = cluster_attribute(launch.cluster);
-            // SAFETY: the node is the graph's, and of a kernel.
-            unsafe { sys::cuGraphKernelNodeSetAttribute(handle, attribute.id, &attribute.value) }
-                .result()
-                .map_err(|e| self.error("a graph's node could not be set", e))?;
-        }
-        Ok(())
-    }
-
-    /// Calls the driver with a node's parameters in its terms.
-    fn with_params(
-        &self,
-        node: &Node<'_>,
-        kernel: impl FnOnce(&sys::CUDA_KERNEL_NODE_PARAMS) -> sys::CUresult,
-        copy: impl FnOnce(&sys::CUDA_MEMCPY3D) -> sys::CUresult,
-    ) -> Result<()> {
-        let result = match *node {
-            Node::Launch(launch) => {
-                let function = self.function(launch.kernel, launch.shared_bytes)?;
-                let mut params = [launch.params.as_ptr().cast_mut().cast()];
-                // SAFETY: a structure of the C header, for which zeros mean nothing special.
-                let mut of_kernel: sys::CUDA_KERNEL_NODE_PARAMS = unsafe { std::mem::zeroed() };
-                of_kernel.func = function;
-                [of_kernel.gridDimX, of_kernel.gridDimY, of_kernel.gridDimZ] = launch.grid;
-                [of_kernel.blockDimX, of_kernel.blockDimY, of_kernel.blockDimZ] = [launch.threads, 1, 1];
-                of_kernel.sharedMemBytes = launch.shared_bytes;
-                of_kernel.kernelParams = params.as_mut_ptr();
-                kernel(&of_kernel)
-            }
-            Node::Copy { to, from, bytes } => {
-                // The kinds of memory have no zero; for all else zeros serve.
-                let mut of_copy = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D>::zeroed();
-                let at = of_copy.as_mut_ptr();
-                // SAFETY: the fields are inside the structure, and the kinds are set before it is seen as one.
-                let of_copy = unsafe {
-                    (&raw mut (*at).srcMemoryType).write(sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
-                    (&raw mut (*at).dstMemoryType).write(sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
-                    (*at).srcDevice = from as sys::CUdeviceptr;
-                    (*at).dstDevice = to as sys::CUdeviceptr;
-                    ((*at).WidthInBytes, (*at).Height, (*at).Depth) = (bytes, 1, 1);
-                    of_copy.assume_init()
-                };
-                copy(&of_copy)
-            }
-        };
-        result.result().map_err(|e| self.error("a graph's node could not be set", e))
     }
 }
 
