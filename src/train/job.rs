@@ -199,11 +199,11 @@ impl Job {
     /// The optimizer's step; gives its numbers if somebody looks at them. Else the backend may decide by itself whether
     /// the step is made, and who looks at the next one is told.
     fn optimize(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<Option<StepMetrics>> {
-        let is_read = self.verdict.is_none() || self.method.follows_steps() || self.is_read(1);
-        let metrics = match is_read {
-            true => Some(self.optimize_read(model, in_hand)?),
-            false => {
-                self.optimize_unread(model, in_hand)?;
+        let is_read = self.method.follows_steps() || self.is_read(1);
+        let metrics = match self.verdict.clone().filter(|_| !is_read) {
+            None => Some(self.optimize_read(model, in_hand)?),
+            Some(verdict) => {
+                self.optimize_unread(model, in_hand, verdict)?;
                 None
             }
         };
@@ -213,14 +213,18 @@ impl Job {
         Ok(metrics)
     }
 
-    fn optimize_unread(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<()> {
-        let Some(verdict) = &mut self.verdict else { return Ok(()) };
+    fn optimize_unread(
+        &mut self,
+        model: &mut Model,
+        in_hand: &StepInHand,
+        mut verdict: Tensor,
+    ) -> Result<()> {
         let (step, backend) = (self.state.global_step, model.backend.clone());
         let max_grad_norm = self.arguments.max_grad_norm;
-        backend.judge(verdict, step + 1, model.params.grads()?, &in_hand.losses, max_grad_norm)?;
+        backend.judge(&mut verdict, step + 1, model.params.grads()?, &in_hand.losses, max_grad_norm)?;
         self.has_unread = true;
         let learning_rate = self.schedule.learning_rate(step);
-        self.optimizer.step_judged(&backend, &mut model.params, learning_rate, verdict)
+        self.optimizer.step_judged(&backend, &mut model.params, learning_rate, &verdict)
     }
 
     fn optimize_read(&mut self, model: &mut Model, in_hand: &StepInHand) -> Result<StepMetrics> {

@@ -111,7 +111,7 @@ impl Cpu {
         products.iter().try_for_each(|(out, gemm)| check::gemm(out, gemm))?;
         let mut prepared = Vec::with_capacity(products.len());
         for (out, gemm) in products.iter_mut().filter(|(out, _)| out.elements() > 0) {
-            let product = self.prepare(out, gemm, &prepared)?;
+            let product = self.prepare(out, gemm, prepared.last())?;
             prepared.push(product);
         }
         if prepared.iter().all(Prepared::has_few_rows) {
@@ -124,12 +124,12 @@ impl Cpu {
         Ok(())
     }
 
-    /// Packs what none of `others`, which run at the same time, has packed.
+    /// Packs what the product before it, which runs at the same time, has not packed: those of one input are neighbours.
     fn prepare<'a>(
         &self,
         out: &mut Tensor,
         gemm: &Gemm<'a>,
-        others: &[Prepared<'_>],
+        before: Option<&Prepared<'_>>,
     ) -> Result<Prepared<'a>> {
         let (rows, cols) = (out.rows(), out.cols());
         let all: Vec<_> = gemm.terms_by_rows(rows).collect();
@@ -144,16 +144,14 @@ impl Cpu {
         for (range, term) in all {
             let k = term.a.shape().1;
             let right = self.in_type(&term.b, bf16)?;
-            let a = dense_operand(term.a.dense()?, is_transposed(&term.a) != flip);
+            let (left, transposed) = (term.a.dense()?, is_transposed(&term.a));
+            let a = dense_operand(left, transposed != flip);
             let b = right_operand(&right, is_transposed(&term.b) != flip);
             let (a, b) = if flip { (b, a) } else { (a, b) };
             let range = if flip { 0..m } else { range };
-            let transposed = is_transposed(&term.a);
-            let of = PackedOf { matrix: term.a.dense()?, transposed, m, rows: range.clone(), bf16 };
-            let of = (!flip).then_some(of);
-            let mut ready = others.iter().flat_map(|product| &product.packed);
-            let is_same = |(a, b): (&PackedOf<'_>, &PackedOf<'_>)| a.is_same(b);
-            let units = match ready.find(|packed| of.as_ref().zip(packed.of.as_ref()).is_some_and(is_same)) {
+            let of = (!flip).then(|| PackedOf { matrix: left, transposed, m, rows: range.clone(), bf16 });
+            let is_same = |packed: &&Packed<'_>| matches!((&of, &packed.of), (Some(of), Some(other)) if of.is_same(other));
+            let units = match before.and_then(|product| product.packed.iter().find(is_same)) {
                 Some(packed) => packed.units.clone(),
                 None => self.pack_a(&a, m, range.clone(), k, bf16)?,
             };
