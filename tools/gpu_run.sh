@@ -36,6 +36,8 @@ report() {
     # Of kernels that do not serve, and what was measured.
     grep -aoE 'warning: .* the portable kernels serve .*' "$log" | sort | uniq -c
     grep -aE 'tokens/s|^[a-z].*(time|thrpt): +\[|^ +(time|thrpt): +\[' "$log"
+    # Where a training step's time goes.
+    grep -aE '^\| (kernel|[a-z0-9_]+( \([A-Z][a-z]+\))?) \| (grid|[0-9]+,)' "$log" | awk 'NR == 2 { print "|---|---|---|---|---|---|---|---|---|" } { print }' | head -n 42
   } >"$results/report.md"
 }
 
@@ -109,6 +111,8 @@ tests cuda_gemm 90 cuda_gemm
 tests cuda_attention 60 cuda_attention
 tests cuda_loss 60 cuda_loss
 dummy 7b 120 32 4096 11008 32 || LOWRANK_CUDA_PORTABLE=1 dummy 7b_portable 120 32 4096 11008 32
+# The same by kernel: a table on stderr, of steps whose kernels start one by one.
+LOWRANK_CUDA_PROFILE=1 dummy 7b_profile 120 32 4096 11008 32
 bench() { step "$1" "$2" "$here/bin/cuda" --bench --quick "${@:3}"; }
 bench bench_short 120 '^(copy|gemm bf16|gemm nf4 4096x4096|attention|linear cross-entropy 32000)'
 tests cuda_model 120 cuda_model

@@ -423,12 +423,18 @@ impl Executor for Device {
     }
 
     fn event(&self) -> Result<Event> {
+        self.make_event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn timed_event(&self) -> Result<Option<Event>> {
+        self.make_event(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Some)
+    }
+
+    fn milliseconds(&self, start: Event, end: Event) -> Result<f32> {
         self.enter()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(|e| self.error("no event could be made", e))?;
-        let mut events = self.events.lock().expect("the lock is never held across a panic");
-        events.push(Handle(event));
-        Ok(Event(events.len() - 1))
+        // SAFETY: both are this device's.
+        unsafe { result::event::elapsed(self.event_handle(start), self.event_handle(end)) }
+            .map_err(|e| self.error("events have no times", e))
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<()> {
@@ -499,6 +505,14 @@ impl Executor for Device {
 }
 
 impl Device {
+    fn make_event(&self, flags: sys::CUevent_flags) -> Result<Event> {
+        self.enter()?;
+        let event = result::event::create(flags).map_err(|e| self.error("no event could be made", e))?;
+        let mut events = self.events.lock().expect("the lock is never held across a panic");
+        events.push(Handle(event));
+        Ok(Event(events.len() - 1))
+    }
+
     fn event_handle(&self, event: Event) -> sys::CUevent {
         self.events.lock().expect("the lock is never held across a panic")[event.0].0
     }

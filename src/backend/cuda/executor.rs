@@ -1,7 +1,8 @@
-//! Where kernels run: a GPU ([`device`](super::device)), or the host acting one, for tests ([`host`](super::host)).
+//! Where kernels run: a GPU ([`device`](super::device)), or the host acting one, for tests ([`host`](super::host)), or nowhere
+//! ([`dry`](super::dry)).
 
 use crate::arena::MemorySource;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::ptr::NonNull;
 use std::time::Duration;
 
@@ -143,6 +144,22 @@ pub trait Executor: MemorySource {
     /// # Errors
     /// When the device fails.
     fn event(&self) -> Result<Event>;
+
+    /// An event whose time the device notes when it is reached; none where there is no clock.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn timed_event(&self) -> Result<Option<Event>> {
+        Ok(None)
+    }
+
+    /// From one timed event to another, both of which were reached.
+    ///
+    /// # Errors
+    /// When the device fails, or has no clock.
+    fn milliseconds(&self, _start: Event, _end: Event) -> Result<f32> {
+        Err(Error::Unsupported(format!("{} has no clock", self.properties().name)))
+    }
 
     /// Puts the event's mark behind what is in a stream now.
     ///

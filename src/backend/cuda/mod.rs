@@ -11,6 +11,7 @@ mod bindings;
 mod attention;
 mod attention_hopper;
 mod device;
+mod dry;
 mod elementwise;
 mod executor;
 mod gemm;
@@ -21,6 +22,7 @@ mod kernels;
 mod norm;
 mod optimizer;
 mod paging;
+mod profile;
 mod quant;
 mod queue;
 mod rows;
@@ -28,8 +30,10 @@ mod sample;
 mod staging;
 
 pub use device::{Device, driver_is_present};
+pub use dry::DryExecutor;
 pub use executor::{Event, Executor, Graph, Launch, Node, Properties, Stream, TmaMatrix};
 pub use host::{HostExecutor, ThreadOrder};
+pub use profile::{LaunchCount, LaunchShape, Profile};
 
 use super::check::{self, ensure};
 use super::{
@@ -76,7 +80,8 @@ impl Cuda {
         Self::on(Arc::new(Device::open(ordinal)?))
     }
 
-    /// A backend on any executor, with graphs unless `LOWRANK_CUDA_GRAPHS` is 0.
+    /// A backend on any executor, with graphs unless `LOWRANK_CUDA_GRAPHS` is 0. With `LOWRANK_CUDA_PROFILE` it is
+    /// [profiled](Profile), as are those of the next functions.
     ///
     /// # Errors
     /// When it has no memory.
@@ -101,6 +106,10 @@ impl Cuda {
     }
 
     fn open(executor: Arc<dyn Executor>, portable: bool, with_graphs: bool) -> Result<Backend> {
+        let executor: Arc<dyn Executor> = match is_on("LOWRANK_CUDA_PROFILE", false) {
+            true => Arc::new(Profile::new(executor)),
+            false => executor,
+        };
         let hopper = Arc::new(gemm_hopper::Checked::new(executor.properties(), portable));
         let queue = Arc::new(Queue::new(executor.clone(), with_graphs)?);
         let arena = Arena::on_device(queue.clone());
