@@ -84,15 +84,17 @@ pub(super) fn pages(
         .step_by(PAGE_ELEMENTS)
         .map(|start| start..elements.min(start + PAGE_ELEMENTS))
         .collect();
-    let resident = resident_pages(specs, elements, budget);
-    let (in_memory, paged) = ranges.split_at(resident.min(ranges.len()));
+    let resident = resident_pages(specs, elements, budget).min(ranges.len());
+    let (in_memory, paged) = ranges.split_at(resident);
     let mut pages = Vec::new();
-    for range in in_memory {
+    // Without pages elsewhere nothing waits for a page by itself.
+    let together = if paged.is_empty() { whole_pages_together(in_memory) } else { in_memory.to_vec() };
+    for range in together {
         let state = specs
             .iter()
             .map(|spec| backend.zeros(&[range.len().div_ceil(spec.block)], spec.dtype))
             .collect::<Result<_>>()?;
-        pages.push(Page { range: range.clone(), state, paged: false });
+        pages.push(Page { range, state, paged: false });
     }
     if !paged.is_empty() {
         pages.extend(match host_pages(backend, specs, paged)? {
@@ -109,6 +111,14 @@ pub(super) fn pages(
         }
     }
     Ok(pages)
+}
+
+/// The ranges with whole pages joined, so that few launches change them. The arena rounds blocks of up to 16 pages to whole
+/// ones, so nothing is lost; the last page, which may be smaller, stays by itself.
+fn whole_pages_together(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    let whole = ranges.partition_point(|range| range.len() == PAGE_ELEMENTS);
+    let joined = ranges[..whole].chunks(16).map(|some| some[0].start..some[some.len() - 1].end);
+    joined.chain(ranges[whole..].iter().cloned()).collect()
 }
 
 /// Pages in the host's memory, if the backend streams them from there.
