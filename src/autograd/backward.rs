@@ -1,7 +1,7 @@
 //! The reverse loop: one step per recorded operation, gradients of values held no longer than needed.
 
 use super::checkpoint::Replay;
-use super::tape::{Input, Node, Op, Tape, ValueId};
+use super::tape::{Node, Op, Tape, ValueId};
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -127,19 +127,21 @@ impl<'m> Tape<'m> {
             let of_slot = node.slot.map(|slot| self.of_slot(Some(slot)));
             let tape = of_slot.as_ref().unwrap_or(&self);
             gradients.params = tape.params;
-            tape.step(&mut gradients, node, nodes.last(), replay)?;
+            if !matches!(node.op, Op::Linear { .. }) {
+                tape.step(&mut gradients, node, replay)?;
+                continue;
+            }
+            let mut layers = vec![node];
+            while let Some(layer) = nodes.pop_if(|next| next.is_beside(&layers[0])) {
+                layers.push(layer);
+            }
+            ops::linear::backward(tape, &mut gradients, layers, nodes.last())?;
         }
         Ok(wanted.and_then(|id| gradients.take(id)))
     }
 
-    /// One operation's backward; `previous` is the one recorded before it.
-    fn step(
-        &self,
-        gradients: &mut Gradients<'m>,
-        node: Node,
-        previous: Option<&Node>,
-        replay: &dyn Replay,
-    ) -> Result<()> {
+    /// The backward of one operation that is no linear layer.
+    fn step(&self, gradients: &mut Gradients<'m>, node: Node, replay: &dyn Replay) -> Result<()> {
         let Node { op, inputs, output, .. } = node;
         if let Op::LinearCrossEntropy { dx, rows, input_rows } = op {
             return ops::cross_entropy::backward(gradients, inputs, dx, rows, input_rows);
@@ -168,18 +170,6 @@ impl<'m> Tape<'m> {
             Op::Rotate { x, rotation } => {
                 ops::rotate::backward(gradients, inputs, &dy, &x, &rotation, self.dropout)
             }
-            Op::Linear { x, weight, conv1d, bias, low_rank, dora } => {
-                let x = match (x, previous) {
-                    (Input::Unused, _) => None,
-                    (Input::Kept(x), _) => Some(x),
-                    (Input::FromPrevious, Some(node)) => {
-                        Some(ops::activation::again(&self.backend, &node.op)?)
-                    }
-                    (Input::FromPrevious, None) => unreachable!("recorded after an activation"),
-                };
-                let saved = ops::linear::Saved { x, weight, conv1d, bias, low_rank, dora };
-                ops::linear::backward(self, gradients, inputs, dy, &saved)
-            }
             Op::Norm { x, stats, weight, bias, layer_norm, plus_one } => {
                 ops::norm::backward(gradients, inputs, &dy, &x, &stats, &weight, bias, layer_norm, plus_one)
             }
@@ -205,6 +195,7 @@ impl<'m> Tape<'m> {
                 self.replay_segment(gradients, inputs, dy, layers, input, replay)
             }
             Op::LinearCrossEntropy { .. } => unreachable!("handled above: it has no incoming gradient"),
+            Op::Linear { .. } => unreachable!("neighbours are handled together, by the loop"),
         }
     }
 }

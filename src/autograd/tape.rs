@@ -193,6 +193,14 @@ pub struct Node {
     pub(crate) slot: Option<usize>,
 }
 
+impl Node {
+    /// Whether both are linear layers of one input, so that neither's backward needs the other's.
+    pub(crate) fn is_beside(&self, other: &Node) -> bool {
+        let are_linear = matches!((&self.op, &other.op), (Op::Linear { .. }, Op::Linear { .. }));
+        are_linear && self.slot == other.slot && self.inputs[0] == other.inputs[0]
+    }
+}
+
 /// A forward pass in the making.
 #[derive(Debug)]
 pub struct Tape<'m> {

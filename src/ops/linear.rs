@@ -7,25 +7,15 @@
 //! Source: Hu et al., "LoRA" (arXiv 2106.09685).
 
 use super::dora::{self, DoraSaved};
-use crate::autograd::tape::{Dropout, Input};
+use crate::autograd::tape::{Dropout, Input, Node};
 use crate::autograd::{Gradients, Op, Tape, ValueId, Var};
 use crate::backend::{Backend, Gemm, GemmTerm, Matrix, RowTerm};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::{Linear, LinearAdapter, Lora, Parameter};
-use crate::param::{ParamId, ParamStore};
+use crate::param::ParamStore;
 use crate::tensor::Tensor;
 use std::ops::Range;
-
-/// What a linear layer's backward needs.
-pub(crate) struct Saved {
-    pub x: Option<Tensor>,
-    pub weight: Parameter,
-    pub conv1d: bool,
-    pub bias: Option<ParamId>,
-    pub low_rank: Vec<LowRank>,
-    pub dora: Option<Box<DoraSaved>>,
-}
 
 /// The low-rank part that some rows have of a layer.
 #[derive(Clone, Debug)]
@@ -281,86 +271,177 @@ impl Tape<'_> {
     }
 }
 
-pub(crate) fn backward(
-    tape: &Tape<'_>,
-    g: &mut Gradients<'_>,
-    inputs: [Option<ValueId>; 3],
+/// A layer with the gradient of its result; what its backward needs.
+struct Layer {
+    input: Option<ValueId>,
     dy: Tensor,
-    saved: &Saved,
+    x: Option<Tensor>,
+    weight: Parameter,
+    conv1d: bool,
+    low_rank: Vec<LowRank>,
+}
+
+impl Layer {
+    /// Adds the gradients of the layer's own parameters and of DoRA's; `previous` is the operation recorded before it. None if
+    /// nobody used the result.
+    fn begin(g: &mut Gradients<'_>, node: Node, previous: Option<&Node>) -> Result<Option<Self>> {
+        let (backend, params) = (g.backend.clone(), g.params);
+        let Op::Linear { x, weight, conv1d, bias, low_rank, dora } = node.op else {
+            unreachable!("the node is one of a linear layer")
+        };
+        let Some(dy) = g.take(node.output) else { return Ok(None) };
+        let x = match (x, previous) {
+            (Input::Unused, _) => None,
+            (Input::Kept(x), _) => Some(x),
+            (Input::FromPrevious, Some(node)) => Some(super::activation::again(&backend, &node.op)?),
+            (Input::FromPrevious, None) => unreachable!("recorded after an activation"),
+        };
+        if let Some(id) = bias {
+            backend.add_column_sums(&mut params.grad(id)?, &dy)?;
+        }
+        let dy = match (low_rank.first().and_then(|part| part.lora.dora.as_deref()), &dora) {
+            (Some(dora), Some(kept)) => dora::backward(g, &dy, dora, kept)?,
+            _ => dy,
+        };
+        if let (Some(id), Some(x)) = (weight.id(), &x) {
+            let (rows, cols) = if conv1d { (x, &dy) } else { (&dy, x) };
+            accumulate_product(&backend, &mut params.grad(id)?, rows, cols)?;
+        }
+        Ok(Some(Layer { input: node.inputs[0], dy, x, weight, conv1d, low_rank }))
+    }
+
+    /// Adds the gradient of the layer's input.
+    fn end(&self, g: &mut Gradients<'_>, parts: &[Part<'_>]) -> Result<()> {
+        let Some(id) = self.input else { return Ok(()) };
+        let (backend, dy) = (g.backend.clone(), &self.dy);
+        let weight = self.weight.weight(g.params)?;
+        let w = weight.backward(self.conv1d);
+        let in_features = w.shape().1;
+        let mut terms = Terms::new(GemmTerm { a: Matrix::plain(dy), b: w });
+        let mut masked = Vec::new();
+        for part in parts {
+            let term = GemmTerm { a: Matrix::plain(&part.u), b: Matrix::plain(&part.a) };
+            match part.dropout.filter(|_| part.of.lora.dropout > 0.0) {
+                None => terms.push(&part.of.rows, term),
+                Some(dropout) => masked.push((part.of, term, dropout)),
+            }
+        }
+        g.accumulate(id, &[dy.rows(), in_features], |dx, accumulate| {
+            backend.gemm(dx, &Gemm { accumulate, ..terms.gemm() })?;
+            for (LowRank { rows, lora, .. }, term, d) in masked {
+                let mut dx = dx.slice(rows.clone())?;
+                let mut through = backend.empty(dx.shape(), dx.dtype())?;
+                backend.gemm(&mut through, &Gemm::new(&[term]))?;
+                backend.dropout(&mut dx, &through, lora.dropout, d.key(lora.stream), d.first_row, true)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A low-rank part in the backward.
+struct Part<'a> {
+    of: &'a LowRank,
+    params: &'a ParamStore,
+    dropout: Option<Dropout>,
+    dy: Tensor,
+    x: Option<Tensor>,
+    a: Tensor,
+    b: Tensor,
+    /// `scale * dy B`, `[rows, r]`.
+    u: Tensor,
+}
+
+/// The backward of layers with one input, the last recorded first; `previous` is what was recorded before them. Products that
+/// do not depend on each other run at once.
+pub(crate) fn backward<'m>(
+    tape: &Tape<'m>,
+    g: &mut Gradients<'m>,
+    nodes: Vec<Node>,
+    previous: Option<&Node>,
 ) -> Result<()> {
-    let (backend, params) = (g.backend.clone(), g.params);
-    if let Some(id) = saved.bias {
-        backend.add_column_sums(&mut params.grad(id)?, &dy)?;
+    let backend = g.backend.clone();
+    let mut layers = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        layers.extend(Layer::begin(g, node, previous)?);
     }
-    let dy = match (saved.low_rank.first().and_then(|part| part.lora.dora.as_deref()), &saved.dora) {
-        (Some(dora), Some(kept)) => dora::backward(g, &dy, dora, kept)?,
-        _ => dy,
-    };
-    if let (Some(id), Some(x)) = (saved.weight.id(), &saved.x) {
-        let (rows, cols) = if saved.conv1d { (x, &dy) } else { (&dy, x) };
-        accumulate_product(&backend, &mut params.grad(id)?, rows, cols)?;
+    let mut parts = Vec::with_capacity(layers.len());
+    for layer in &layers {
+        let of_layer = layer.low_rank.iter().map(|part| part.begin(&backend, tape, layer));
+        parts.push(of_layer.collect::<Result<Vec<_>>>()?);
     }
-    let mut through = Vec::with_capacity(saved.low_rank.len());
-    for part in &saved.low_rank {
-        let (store, dropout) = tape.adapter(part.slot);
-        let x = saved.x.as_ref().map(|x| x.slice(part.rows.clone())).transpose()?;
-        let u = part.backward(&backend, store, dropout, &dy.slice(part.rows.clone())?, x)?;
-        through.push((part, u, store.value(part.lora.a)?, dropout.filter(|_| part.lora.dropout > 0.0)));
+    {
+        let mut all: Vec<&mut Part<'_>> = parts.iter_mut().flatten().collect();
+        up_products(&backend, &mut all)?;
+        parameter_gradients(&backend, &all)?;
     }
-    let Some(id) = inputs[0] else { return Ok(()) };
-    let weight = saved.weight.weight(params)?;
-    let w = weight.backward(saved.conv1d);
-    let in_features = w.shape().1;
-    let mut terms = Terms::new(GemmTerm { a: Matrix::plain(&dy), b: w });
-    let mut masked = Vec::new();
-    for (part, u, a, dropout) in &through {
-        let term = GemmTerm { a: Matrix::plain(u), b: Matrix::plain(a) };
-        match dropout {
-            None => terms.push(&part.rows, term),
-            Some(dropout) => masked.push((part, term, dropout)),
-        }
-    }
-    g.accumulate(id, &[dy.rows(), in_features], |dx, accumulate| {
-        backend.gemm(dx, &Gemm { accumulate, ..terms.gemm() })?;
-        for (LowRank { rows, lora, .. }, term, d) in masked {
-            let mut dx = dx.slice(rows.clone())?;
-            let mut through = backend.empty(dx.shape(), dx.dtype())?;
-            backend.gemm(&mut through, &Gemm::new(&[term]))?;
-            backend.dropout(&mut dx, &through, lora.dropout, d.key(lora.stream), d.first_row, true)?;
-        }
-        Ok(())
-    })
+    layers.iter().zip(&parts).try_for_each(|(layer, parts)| layer.end(g, parts))
 }
 
 impl LowRank {
-    /// Adds the gradients of the part's parameters from `dy` and `x`, its rows of them; returns `u = scale * dy B`,
-    /// `[rows, r]`.
-    fn backward(
-        &self,
-        backend: &Backend,
-        params: &ParamStore,
-        dropout: Option<Dropout>,
-        dy: &Tensor,
-        x: Option<Tensor>,
-    ) -> Result<Tensor> {
-        let lora = &self.lora;
-        let b = params.value(lora.b)?;
-        let mut u = backend.empty(self.h.shape(), self.h.dtype())?;
-        let up = [GemmTerm { a: Matrix::plain(dy), b: Matrix::plain(&b) }];
-        backend.gemm(&mut u, &Gemm { scale: lora.scale, ..Gemm::new(&up) })?;
-        accumulate_product(backend, &mut params.grad(lora.b)?, dy, &self.h)?;
-        if let Some(x) = &x {
-            let input = dropped(backend, x, lora, dropout)?;
-            accumulate_product(backend, &mut params.grad(lora.a)?, &u, &input)?;
-        }
-        if let Some(id) = lora.bias {
-            let mut sums = backend.zeros(&[dy.cols()], DType::F32)?;
-            backend.add_column_sums(&mut sums, dy)?;
-            backend.scale(&mut sums, lora.scale)?;
-            backend.add_assign(&mut params.grad(id)?, &sums)?;
-        }
-        Ok(u)
+    fn begin<'a>(&'a self, backend: &Backend, tape: &Tape<'a>, layer: &Layer) -> Result<Part<'a>> {
+        let (params, dropout) = tape.adapter(self.slot);
+        let x = layer.x.as_ref().map(|x| x.slice(self.rows.clone())).transpose()?;
+        Ok(Part {
+            of: self,
+            params,
+            dropout,
+            dy: layer.dy.slice(self.rows.clone())?,
+            x,
+            a: params.value(self.lora.a)?,
+            b: params.value(self.lora.b)?,
+            u: backend.empty(self.h.shape(), self.h.dtype())?,
+        })
     }
+}
+
+/// Computes each part's `u`.
+fn up_products(backend: &Backend, parts: &mut [&mut Part<'_>]) -> Result<()> {
+    let terms: Vec<_> = parts
+        .iter()
+        .map(|part| [GemmTerm { a: Matrix::plain(&part.dy), b: Matrix::plain(&part.b) }])
+        .collect();
+    let mut results: Vec<_> = parts.iter().map(|part| part.u.clone()).collect();
+    let products = results.iter_mut().zip(&terms).zip(parts.iter());
+    let mut products: Vec<_> = products
+        .map(|((u, terms), part)| (u, Gemm { scale: part.of.lora.scale, ..Gemm::new(terms) }))
+        .collect();
+    backend.gemm_all(&mut products)
+}
+
+/// Adds the gradients of the parts' parameters, of which each part has its own.
+fn parameter_gradients(backend: &Backend, parts: &[&mut Part<'_>]) -> Result<()> {
+    let mut products = Vec::with_capacity(2 * parts.len());
+    for part in parts {
+        let (params, lora) = (part.params, &part.of.lora);
+        products.push((params.grad(lora.b)?, part.dy.clone(), part.of.h.clone()));
+        if let Some(x) = &part.x {
+            products.push((params.grad(lora.a)?, part.u.clone(), dropped(backend, x, lora, part.dropout)?));
+        }
+    }
+    accumulate_products(backend, &mut products)?;
+    for part in parts {
+        let Some(id) = part.of.lora.bias else { continue };
+        let mut sums = backend.zeros(&[part.dy.cols()], DType::F32)?;
+        backend.add_column_sums(&mut sums, &part.dy)?;
+        backend.scale(&mut sums, part.of.lora.scale)?;
+        backend.add_assign(&mut part.params.grad(id)?, &sums)?;
+    }
+    Ok(())
+}
+
+/// [`accumulate_product`] of several `(grad, rows, cols)`, no two with one gradient.
+fn accumulate_products(backend: &Backend, all: &mut [(Tensor, Tensor, Tensor)]) -> Result<()> {
+    let term = |rows, cols| [GemmTerm { a: Matrix::transposed(rows), b: Matrix::plain(cols) }];
+    let (mut grads, mut terms) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
+    for (grad, rows, cols) in all {
+        grads.push(grad);
+        terms.push(term(rows, cols));
+    }
+    let products = grads.into_iter().zip(&terms);
+    let mut products: Vec<_> =
+        products.map(|(grad, terms)| (grad, Gemm { accumulate: true, ..Gemm::new(terms) })).collect();
+    backend.gemm_all(&mut products)
 }
 
 /// `grad += rows^T cols`, summed over tokens in order, continuing on the gradient's own accumulators: so
