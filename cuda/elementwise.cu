@@ -189,25 +189,57 @@ template <class T> __device__ __forceinline__ void run(const dropout_params &p, 
 }
 ACTIVATION_KERNELS(dropout)
 
-// A thread rotates one pair; pairs of a row are neighbours.
+// Pairs (a, b) by angles of which c are the cosines and s the sines.
+__device__ __forceinline__ void turn(float (&a)[PACK], float (&b)[PACK], const float (&c)[PACK], const float (&s)[PACK],
+                                     bool inverse) {
+    EACH(j) {
+        float x = a[j], y = b[j], sine = s[j] * (inverse ? -1.0f : 1.0f);
+        a[j] = fmaf(-y, sine, x * c[j]);
+        b[j] = fmaf(x, sine, y * c[j]);
+    }
+}
+
+// A thread has a pack of neighbouring pairs of one head.
 template <class T> __device__ __forceinline__ void rotate(const rope_params &p) {
-    uint32_t half = p.rotary_dim / 2, per_row = p.n_heads * half;
+    uint32_t half = p.rotary_dim / 2, packs = (half + PACK - 1) / PACK, per_row = p.n_heads * packs;
     uint64_t i = (uint64_t)blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (i >= p.rows * per_row) return;
     uint64_t row = i / per_row;
-    uint32_t head = (uint32_t)(i % per_row) / half, pair = (uint32_t)(i % per_row) % half;
+    uint32_t inside = (uint32_t)(i - row * per_row), head = inside / packs, pair = inside % packs * PACK, left = half - pair;
     int32_t position = p.positions[row];
     if (position < 0 || (uint32_t)position >= p.table_rows) {
         atomicOr(p.faults, FAULT_ROPE);
         return;
     }
     const float *table = p.table + (uint64_t)position * p.rotary_dim;
-    float c = table[pair], s = table[half + pair] * (p.inverse ? -1.0f : 1.0f);
+    float c[PACK], s[PACK], a[PACK], b[PACK];
+    load_pack(c, table + pair, left);
+    load_pack(s, table + half + pair, left);
     T *x = (T *)p.x + (row * p.n_heads + head) * p.head_dim;
-    T *first = x + (p.interleaved ? 2 * pair : pair), *second = p.interleaved ? first + 1 : first + half;
-    float a = to_float(*first), b = to_float(*second);
-    *first = from_float<T>(fmaf(-b, s, a * c));
-    *second = from_float<T>(fmaf(a, s, b * c));
+    if (p.interleaved) {
+        float low[PACK], high[PACK] = {}; // pairs next to each other
+        T *pairs = x + 2 * pair;
+        uint32_t after = 2 * left > PACK ? 2 * left - PACK : 0;
+        load_pack(low, pairs, 2 * left);
+        if (after > 0) load_pack(high, pairs + PACK, after);
+        EACH(j) {
+            a[j] = j < PACK / 2 ? low[2 * j % PACK] : high[2 * j % PACK];
+            b[j] = j < PACK / 2 ? low[2 * j % PACK + 1] : high[2 * j % PACK + 1];
+        }
+        turn(a, b, c, s, p.inverse);
+        EACH(j) {
+            if (j < PACK / 2) low[2 * j % PACK] = a[j], low[2 * j % PACK + 1] = b[j];
+            else high[2 * j % PACK] = a[j], high[2 * j % PACK + 1] = b[j];
+        }
+        store_pack(pairs, low, 2 * left);
+        if (after > 0) store_pack(pairs + PACK, high, after);
+        return;
+    }
+    load_pack(a, x + pair, left);
+    load_pack(b, x + half + pair, left);
+    turn(a, b, c, s, p.inverse);
+    store_pack(x + pair, a, left);
+    store_pack(x + half + pair, b, left);
 }
 KERNEL(rope_f32, rope_params, ELEMENT_THREADS) { rotate<float>(p); }
 KERNEL(rope_bf16, rope_params, ELEMENT_THREADS) { rotate<bf16>(p); }

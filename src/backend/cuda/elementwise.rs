@@ -190,8 +190,8 @@ pub(super) fn rope(
         interleaved: i32::from(shape.interleaved),
         inverse: i32::from(shape.inverse),
     };
-    let pairs = rows * shape.n_heads * (shape.rotary_dim / 2);
+    let packs = rows * shape.n_heads * (shape.rotary_dim / 2).div_ceil(PACK);
     let name = format!("rope_{dtype}");
     // SAFETY: the operands are as the structure says; positions are checked by the kernel.
-    unsafe { cuda.launch(&name, [pairs.div_ceil(THREADS), 1, 1], THREADS, 0, &params) }
+    unsafe { cuda.launch(&name, [packs.div_ceil(THREADS), 1, 1], THREADS, 0, &params) }
 }
