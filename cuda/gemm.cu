@@ -332,6 +332,46 @@ template <class S, int MODE, bool A_K_MAJOR, bool B_K_MAJOR> __device__ __forcei
     finish_tile<S::GROUPS, S::ROWS, S::COLUMNS, S::STAGED_COLUMNS, S::THREADS>(place, (const float *)memory);
 }
 
+// The same with a block for each part, for results of so few tiles that most multiprocessors would have none. Whichever
+// block of a tile comes last joins the parts, in their order.
+template <class S, bool B_K_MAJOR> __device__ __forceinline__ void gemm_parts(const gemm_params &p) {
+    using G = Group<S, DENSE, true, B_K_MAJOR>;
+    static_assert(S::GROUPS == 1, "");
+    constexpr unsigned TILE = S::ROWS * S::COLUMNS;
+    DYNAMIC_SHARED(memory);
+    SHARED(uint32_t, before, 1);
+    unsigned tile = blockIdx.x / PARTS, part = blockIdx.x % PARTS, lane = lane_index();
+    Place place = Place::at(p, tile, S::ROWS, S::COLUMNS);
+    Parts parts(place.problem);
+    G group(place, 0, threadIdx.x, memory, 0, PairTable{nullptr, 0}, nullptr);
+    unsigned column = warp_index() * S::WARP_COLUMNS;
+    typename G::Sum sum = {};
+    group.run(sum, parts.begin(part), parts.begin(part + 1), 0, column, [](unsigned) {});
+    cp_async_wait<0>();
+
+    float *all = p.parts + (uint64_t)tile * PARTS * TILE;
+    G::each([&](int i, int j, int l) {
+        unsigned r = 8 * j + lane % 4 * 2 + l % 2, c = column + 16 * i + lane / 4 + l / 2 * 8;
+        all[part * TILE + r * S::COLUMNS + c] = sum[i][j][l];
+    });
+    __threadfence(); // each thread's part of the part, before it counts
+    __syncthreads();
+    if (threadIdx.x == 0) before[0] = atomicAdd(p.arrived + tile, 1u);
+    __syncthreads();
+    if (before[0] + 1 < PARTS) return;
+    __threadfence();
+    float *staged = (float *)memory;
+    for (unsigned i = threadIdx.x; i < PARTS * TILE; i += S::THREADS) staged[i] = ((volatile float *)all)[i];
+    if (threadIdx.x == 0) p.arrived[tile] = 0;
+    __syncthreads();
+    finish_tile<PARTS, S::ROWS, S::COLUMNS, S::COLUMNS, S::THREADS>(place, staged);
+}
+
+// Nobody else hides how long a block's copies take, so more of them are under way.
+using ShapeOfPart = Shape<16, 32, 1, 2, 1, 8>;
+KERNEL(gemm_parts_16x32_nt, gemm_params, ShapeOfPart::THREADS, 4) { gemm_parts<ShapeOfPart, true>(p); }
+KERNEL(gemm_parts_16x32_nn, gemm_params, ShapeOfPart::THREADS, 4) { gemm_parts<ShapeOfPart, false>(p); }
+
 using Shape16x32 = Shape<16, 32, 1, 2, 4, 4>;
 using Shape64x64 = Shape<64, 64, 2, 2, 1, 4>;
 using Shape128x128 = Shape<128, 128, 4, 2, 1, 3>;

@@ -125,9 +125,7 @@ __device__ __forceinline__ void finish_pack(const gemm_problem &problem, uint64_
     for (int j = 0; j < PACK; j++) sum[j] = problem.scale * sum[j];
     if (problem.bias != nullptr) {
         float bias[PACK];
-        if (problem.bias_type == TYPE_F32) load_pack(bias, (const float *)problem.bias + column, left);
-        else if (problem.bias_type == TYPE_BF16) load_pack(bias, (const bf16 *)problem.bias + column, left);
-        else load_pack(bias, (const f16 *)problem.bias + column, left);
+        load_pack_of(bias, problem.bias, column, left, problem.bias_type);
 #pragma unroll
         for (int j = 0; j < PACK; j++) sum[j] = sum[j] + bias[j];
     }

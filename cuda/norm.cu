@@ -64,6 +64,76 @@ template <class T> __device__ __forceinline__ void layer_norm(const norm_params 
 KERNEL(layer_norm_f32, norm_params, ROW_THREADS) { layer_norm<float>(p); }
 KERNEL(layer_norm_bf16, norm_params, ROW_THREADS) { layer_norm<bf16>(p); }
 
+// Long rows have a block each: all of its threads bring the row to shared memory and write the results, and sixteen sum, from
+// there, so that a chain waits for no memory. The bits are those of short rows.
+#define LONG_THREADS 128
+
+// f(j) for the packs of a row.
+template <class F> __device__ __forceinline__ void each_pack(uint32_t cols, F f) {
+    for (uint32_t j = threadIdx.x * PACK; j < cols; j += LONG_THREADS * PACK) f(j, cols - j);
+}
+
+// The sums of a row by the half warps of the first warp, each with sum = next(j, sum, half) for its lanes' elements; all
+// threads get both.
+template <class F> __device__ __forceinline__ void row_sums(float (&sums)[2], uint32_t cols, F next) {
+    __syncthreads();
+    if (threadIdx.x < 2 * LANES) {
+        float sum = 0.0f;
+        uint32_t half = threadIdx.x / LANES;
+#pragma unroll 8
+        for (uint32_t j = threadIdx.x % LANES; j < cols; j += LANES) sum = next(j, sum, half);
+        sum = lane_sum(sum);
+        if (threadIdx.x % LANES == 0) sums[half] = sum;
+    }
+    __syncthreads();
+}
+
+// RMSNorm, and LayerNorm with a center.
+template <class T, bool CENTER> __device__ __forceinline__ void long_norm(const norm_params &p) {
+    DYNAMIC_SHARED(memory);
+    SHARED(float, sums, 2);
+    float *row = (float *)memory; // [cols]
+    uint64_t start = (uint64_t)blockIdx.x * p.cols;
+    each_pack(p.cols, [&](uint32_t j, uint32_t left) {
+        float x[PACK];
+        load_pack(x, (const T *)p.x + start + j, left);
+        store_pack(row + j, x, left);
+    });
+    float mean = 0.0f;
+    if constexpr (CENTER) {
+        row_sums(sums, p.cols, [&](uint32_t j, float sum, uint32_t) { return sum + row[j]; });
+        mean = sums[0] / (float)p.cols;
+    }
+    row_sums(sums, p.cols, [&](uint32_t j, float squares, uint32_t) {
+        float v = CENTER ? row[j] - mean : row[j];
+        return fmaf(v, v, squares);
+    });
+    float r = 1.0f / sqrtf(sums[0] / (float)p.cols + p.eps);
+    if (threadIdx.x == 0) {
+        if (CENTER) p.stats[2 * blockIdx.x] = mean;
+        p.stats[CENTER ? 2 * blockIdx.x + 1 : blockIdx.x] = r;
+    }
+    each_pack(p.cols, [&](uint32_t j, uint32_t left) {
+        float x[PACK], w[PACK], bias[PACK] = {};
+        load_pack(x, row + j, left);
+        load_pack_of(w, p.weight, j, left, p.weight_type);
+        if (CENTER && p.bias) load_pack_of(bias, p.bias, j, left, p.weight_type);
+#pragma unroll
+        for (int i = 0; i < PACK; i++) {
+            if (!CENTER) x[i] = rounded<T>(x[i] * r) * w[i];
+            else {
+                x[i] = (x[i] - mean) * r * w[i];
+                if (p.bias) x[i] += bias[i];
+            }
+        }
+        store_pack((T *)p.y + start + j, x, left);
+    });
+}
+KERNEL(rms_norm_long_f32, norm_params, LONG_THREADS) { long_norm<float, false>(p); }
+KERNEL(rms_norm_long_bf16, norm_params, LONG_THREADS) { long_norm<bf16, false>(p); }
+KERNEL(layer_norm_long_f32, norm_params, LONG_THREADS) { long_norm<float, true>(p); }
+KERNEL(layer_norm_long_bf16, norm_params, LONG_THREADS) { long_norm<bf16, true>(p); }
+
 // dx = rstd (g - mean(g) - n mean(g n)) with g = weight dy and n the normalized row; RMSNorm has no mean(g).
 template <class T, bool CENTER> __device__ __forceinline__ void norm_dx(const norm_dx_params &p) {
     lane_place at = place_of(p.rows);
@@ -94,6 +164,46 @@ KERNEL(rms_norm_dx_f32, norm_dx_params, ROW_THREADS) { norm_dx<float, false>(p);
 KERNEL(rms_norm_dx_bf16, norm_dx_params, ROW_THREADS) { norm_dx<bf16, false>(p); }
 KERNEL(layer_norm_dx_f32, norm_dx_params, ROW_THREADS) { norm_dx<float, true>(p); }
 KERNEL(layer_norm_dx_bf16, norm_dx_params, ROW_THREADS) { norm_dx<bf16, true>(p); }
+
+template <class T, bool CENTER> __device__ __forceinline__ void long_norm_dx(const norm_dx_params &p) {
+    DYNAMIC_SHARED(memory);
+    SHARED(float, sums, 2);
+    float *gs = (float *)memory, *ns = gs + (p.cols + PACK - 1) / PACK * PACK; // [cols] each
+    uint64_t start = (uint64_t)blockIdx.x * p.cols;
+    float mean = CENTER ? p.stats[2 * blockIdx.x] : 0.0f, r = p.stats[CENTER ? 2 * blockIdx.x + 1 : blockIdx.x];
+    each_pack(p.cols, [&](uint32_t j, uint32_t left) {
+        float g[PACK], n[PACK], w[PACK];
+        load_pack(g, (const T *)p.dy + start + j, left);
+        load_pack(n, (const T *)p.x + start + j, left);
+        load_pack_of(w, p.weight, j, left, p.weight_type);
+#pragma unroll
+        for (int i = 0; i < PACK; i++) {
+            g[i] = w[i] * g[i];
+            n[i] = (n[i] - mean) * r;
+        }
+        store_pack(gs + j, g, left);
+        store_pack(ns + j, n, left);
+    });
+    // Of g, which is the same as with a factor of one, and of g n.
+    row_sums(sums, p.cols, [&](uint32_t j, float sum, uint32_t half) { return fmaf(gs[j], half ? ns[j] : 1.0f, sum); });
+    float mean_g = CENTER ? sums[0] / (float)p.cols : 0.0f, mean_gn = sums[1] / (float)p.cols;
+    each_pack(p.cols, [&](uint32_t j, uint32_t left) {
+        float g[PACK], n[PACK], dx[PACK] = {};
+        load_pack(g, gs + j, left);
+        load_pack(n, ns + j, left);
+        if (p.accumulate) load_pack(dx, (const T *)p.dx + start + j, left);
+#pragma unroll
+        for (int i = 0; i < PACK; i++) {
+            float v = fmaf(-n[i], mean_gn, g[i] - mean_g) * r;
+            dx[i] = p.accumulate ? dx[i] + v : v;
+        }
+        store_pack((T *)p.dx + start + j, dx, left);
+    });
+}
+KERNEL(rms_norm_dx_long_f32, norm_dx_params, LONG_THREADS) { long_norm_dx<float, false>(p); }
+KERNEL(rms_norm_dx_long_bf16, norm_dx_params, LONG_THREADS) { long_norm_dx<bf16, false>(p); }
+KERNEL(layer_norm_dx_long_f32, norm_dx_params, LONG_THREADS) { long_norm_dx<float, true>(p); }
+KERNEL(layer_norm_dx_long_bf16, norm_dx_params, LONG_THREADS) { long_norm_dx<bf16, true>(p); }
 
 // Sums over rows: a thread has a column, rows ascending.
 __device__ __forceinline__ uint32_t column_of() { return blockIdx.x * COLUMN_THREADS + threadIdx.x; }

@@ -37,6 +37,13 @@ template <class T> __device__ __forceinline__ void load_pack(float (&x)[PACK], c
     for (int j = 0; j < PACK; j++) x[j] = (uint64_t)j < left ? to_float(p[j]) : 0.0f;
 }
 
+// The same from element `first` on of an array of this element_type.
+__device__ __forceinline__ void load_pack_of(float (&x)[PACK], const void *p, uint64_t first, uint64_t left, int type) {
+    if (type == TYPE_F32) load_pack(x, (const float *)p + first, left);
+    else if (type == TYPE_BF16) load_pack(x, (const bf16 *)p + first, left);
+    else load_pack(x, (const f16 *)p + first, left);
+}
+
 // p[j] = x[j] for j < left.
 __device__ __forceinline__ void store_pack(float *p, const float (&x)[PACK], uint64_t left) {
     if (left >= PACK && is_aligned16(p)) {

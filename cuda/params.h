@@ -135,7 +135,8 @@ struct rope_params {
 // An operand's element type at run time.
 enum element_type { TYPE_F32, TYPE_BF16, TYPE_F16, TYPE_QUANTIZED };
 
-// rms_norm_{f32,bf16}, layer_norm_{f32,bf16}: rows of cols; stats: rstd, or mean and rstd of each row
+// rms_norm_{f32,bf16}, layer_norm_{f32,bf16}, and the same of {rms,layer}_norm_long with a block for each row, which it has
+// in dynamic shared memory, f32 in whole packs: rows of cols; stats: rstd, or mean and rstd of each row
 struct norm_params {
     void *y;
     float *stats;
@@ -146,7 +147,7 @@ struct norm_params {
     int32_t weight_type; // of bias, too
 };
 
-// rms_norm_dx_{f32,bf16}, layer_norm_dx_{f32,bf16}
+// rms_norm_dx_{f32,bf16}, layer_norm_dx_{f32,bf16}, and the same of {rms,layer}_norm_dx_long, with two such rows
 struct norm_dx_params {
     void *dx;
     const void *dy, *x, *weight;
@@ -337,11 +338,15 @@ struct gemm_problem {
 };
 
 // gemm_{bf16,decoded}_{16x32,64x64,128x128}_{nt,nn}, gemm_bf16_{16x32,64x64,128x128}_tn, gemv_{8x32,16x32,32x32},
-// gemm_any_bf16, gemm_f32
+// gemm_any_bf16, gemm_f32, gemm_parts_16x32_{nt,nn}
 struct gemm_params {
     uint32_t n_problems;
     uint32_t code_bits;   // of an element of the operands that are decoded
     uint32_t pair_copies; // log2 of the copies of the table of pairs in shared memory
+    // gemm_parts alone: [tiles, 4, rows and columns of one], and [tiles], how many parts of a tile are there: zeros before and
+    // after.
+    float *parts;
+    uint32_t *arrived;
     struct gemm_problem problems[GEMM_MAX_PROBLEMS];
 };
 

@@ -244,6 +244,44 @@ fn products_of_other_floats_equal_those_of_the_rounded_matrix() {
     }
 }
 
+/// Small results of long contractions have blocks for the parts of a sum, whichever comes last, again and again; the bits are
+/// those of operands at odd addresses, which one block sums.
+#[test]
+fn parts_in_blocks_of_their_own_have_the_bits_of_one_block() {
+    let recorder = Recorder::here(80);
+    let mut backends = vec![Cuda::on(recorder.clone()).unwrap()];
+    backends.extend(cuda::all());
+    for (backend, bt) in backends.iter().flat_map(|backend| [(backend, true), (backend, false)]) {
+        let (m, n, depths) = (21, 16, [2000, 40]);
+        let term = |k: usize, misaligned: bool| {
+            let mut values = Values(k as u64);
+            let a = Host::random([m, k], &mut values).upload(backend, DType::BF16, misaligned);
+            let b = if bt { [n, k] } else { [k, n] };
+            (a, Host::random(b, &mut values).upload(backend, DType::BF16, misaligned))
+        };
+        let run = |misaligned: bool| -> Vec<f32> {
+            let operands = depths.map(|k| term(k, misaligned));
+            let terms = operands.each_ref().map(|(a, b)| GemmTerm {
+                a: Matrix::plain(a),
+                b: Matrix::Dense { tensor: b, transposed: bt },
+            });
+            let gemm = Gemm { scale: 0.5, ..Gemm::new(&terms) };
+            let mut outputs: Vec<_> = (0..3).map(|_| backend.empty(&[m, n], DType::F32).unwrap()).collect();
+            let mut products: Vec<_> = outputs.iter_mut().map(|y| (y, gemm)).collect();
+            backend.gemm_all(&mut products).unwrap();
+            outputs.iter().flat_map(|y| backend.to_f32(y).unwrap()).collect()
+        };
+        recorder.take();
+        let expected = run(true);
+        for _ in 0..2 {
+            same(&run(false), &expected, &format!("{}, transposed {bt}", backend.name()));
+        }
+        let (kernels, _) = recorder.take();
+        let parted = kernels.iter().filter(|kernel| kernel.starts_with("gemm_parts_16x32")).count();
+        assert!(kernels.is_empty() || parted == 2, "{kernels:?}");
+    }
+}
+
 /// In f32 arithmetic a quantized weight gives the CPU's bits.
 #[test]
 fn quantized_products_in_f32_have_the_bits_of_the_cpu() {

@@ -870,16 +870,20 @@ pub struct gemm_params {
     pub n_problems: u32,
     pub code_bits: u32,
     pub pair_copies: u32,
+    pub parts: *mut f32,
+    pub arrived: *mut u32,
     pub problems: [gemm_problem; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of gemm_params"][::core::mem::size_of::<gemm_params>() - 4304usize];
+    ["Size of gemm_params"][::core::mem::size_of::<gemm_params>() - 4320usize];
     ["Alignment of gemm_params"][::core::mem::align_of::<gemm_params>() - 8usize];
     ["Offset of field: gemm_params::n_problems"][::core::mem::offset_of!(gemm_params, n_problems) - 0usize];
     ["Offset of field: gemm_params::code_bits"][::core::mem::offset_of!(gemm_params, code_bits) - 4usize];
     ["Offset of field: gemm_params::pair_copies"][::core::mem::offset_of!(gemm_params, pair_copies) - 8usize];
-    ["Offset of field: gemm_params::problems"][::core::mem::offset_of!(gemm_params, problems) - 16usize];
+    ["Offset of field: gemm_params::parts"][::core::mem::offset_of!(gemm_params, parts) - 16usize];
+    ["Offset of field: gemm_params::arrived"][::core::mem::offset_of!(gemm_params, arrived) - 24usize];
+    ["Offset of field: gemm_params::problems"][::core::mem::offset_of!(gemm_params, problems) - 32usize];
 };
 #[repr(C)]
 #[repr(align(128))]
@@ -888,7 +892,7 @@ pub struct gemm_hopper_params {
     pub gemm: gemm_params,
     pub tiles: u32,
     pub stages: u32,
-    pub __bindgen_padding_0: [u64; 5usize],
+    pub __bindgen_padding_0: [u64; 3usize],
     pub tensor_maps: [[[tensor_map; 2usize]; 4usize]; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -897,9 +901,9 @@ const _: () = {
     ["Alignment of gemm_hopper_params"][::core::mem::align_of::<gemm_hopper_params>() - 128usize];
     ["Offset of field: gemm_hopper_params::gemm"][::core::mem::offset_of!(gemm_hopper_params, gemm) - 0usize];
     ["Offset of field: gemm_hopper_params::tiles"]
-        [::core::mem::offset_of!(gemm_hopper_params, tiles) - 4304usize];
+        [::core::mem::offset_of!(gemm_hopper_params, tiles) - 4320usize];
     ["Offset of field: gemm_hopper_params::stages"]
-        [::core::mem::offset_of!(gemm_hopper_params, stages) - 4308usize];
+        [::core::mem::offset_of!(gemm_hopper_params, stages) - 4324usize];
     ["Offset of field: gemm_hopper_params::tensor_maps"]
         [::core::mem::offset_of!(gemm_hopper_params, tensor_maps) - 4352usize];
 };

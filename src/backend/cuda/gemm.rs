@@ -7,7 +7,7 @@
 use super::bindings::{self, gemm_operand, gemm_params, gemm_problem};
 use super::{Cuda, gemm_hopper, quant, read, type_code, written};
 use crate::backend::check::{self, ensure};
-use crate::backend::{Gemm, Matrix};
+use crate::backend::{Gemm, Kernels, Matrix};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::READ_ONLY;
@@ -127,6 +127,8 @@ pub(super) enum By {
     Stages(usize),
     /// By registers, where four-bit codes are decoded (`cuda/gemv.cu`).
     Registers,
+    /// The same in blocks for each part of a sum.
+    Parts(usize),
     /// By TMA and wgmma (`cuda/gemm_hopper.cu`); whether the blocks of a cluster have parts of a sum.
     Wgmma { split: bool },
 }
@@ -149,6 +151,12 @@ const fn square(side: usize, threads: usize, stages: usize, cost: [usize; 2]) ->
 }
 
 const SMALL: Tile = Tile { rows: 16, columns: 32, groups: 4, ..square(16, 256, 4, [112, 192]) };
+/// Results of at most so many tiles have the parts of their sums in blocks of their own, which the last one to come joins; beside
+/// the contraction that takes two trips to L2.
+const MAX_PARTED: usize = 256;
+const PARTED: Tile =
+    Tile { threads: 64, groups: 1, by: By::Parts(8), cost: [28, usize::MAX], overhead: 1800, ..SMALL };
+const PARTS: usize = 4;
 pub(super) const MIDDLE: Tile = square(64, 128, 4, [384, 544]);
 const LARGE: Tile = square(128, 256, 3, [1024, 1344]);
 
@@ -201,6 +209,7 @@ impl Tile {
     /// Blocks that compute a tile.
     pub(super) fn cluster(&self) -> usize {
         match self.by {
+            By::Parts(_) => PARTS,
             By::Wgmma { split } => {
                 if split {
                     4
@@ -219,6 +228,9 @@ impl Tile {
             (Family::F32, _) => return 0,
             (Family::AnyBf16, _) => 2 * (a + b),
             (_, By::Registers) => TILES_AHEAD * a,
+            (_, By::Parts(stages)) => {
+                return (stages * (a + b)).max(PARTS * self.rows * self.columns * size_of::<f32>());
+            }
             (Family::Bf16(_), By::Stages(stages)) => stages * (a + b),
             (Family::Decoded(_, bits), By::Stages(stages)) => {
                 stages * (a + self.columns * TILE_K * bits / 8) + 2 * b
@@ -296,13 +308,19 @@ fn cycles(
     let tiles: usize = results.map(|(rows, columns)| tile.count(rows, columns)).sum();
     let cost = tile.cost[usize::from(matches!(family, Family::Decoded(..)))];
     let turns = (tiles * tile.cluster()).div_ceil(multiprocessors);
+    if let By::Parts(_) = tile.by {
+        // Several blocks on a multiprocessor wait side by side.
+        let serves = tiles <= MAX_PARTED && cost < usize::MAX;
+        return if serves { turns * cost * depth + tile.overhead } else { usize::MAX };
+    }
     turns.saturating_mul(cost.saturating_mul(depth).saturating_add(tile.overhead))
 }
 
 /// The tiles that may serve.
 fn tiles(cuda: &Cuda, family: Family) -> Vec<Tile> {
     let few_rows = FEW_ROWS.into_iter().filter(|_| family == Family::Decoded(Layout::Nt, 4));
-    let mut tiles: Vec<_> = few_rows.chain([SMALL, MIDDLE, LARGE]).collect();
+    let parted = [PARTED].into_iter().filter(|_| matches!(family, Family::Bf16(Layout::Nt | Layout::Nn)));
+    let mut tiles: Vec<_> = few_rows.chain(parted).chain([SMALL, MIDDLE, LARGE]).collect();
     tiles.extend(gemm_hopper::tiles(cuda, family));
     tiles.retain(|tile| fits(cuda, family, tile));
     tiles
@@ -387,6 +405,18 @@ pub(super) fn describe(problem: &mut gemm_problem, product: &Product<'_>, first_
     Ok(())
 }
 
+/// Where blocks leave parts of [`MAX_PARTED`] tiles, and count them. Launches follow each other, so all share it.
+fn parts(cuda: &Cuda) -> Result<(*mut f32, *mut u32)> {
+    let mut place = cuda.parts.lock().expect("the lock is never held across a panic");
+    if place.is_none() {
+        let backend: &dyn Kernels = cuda;
+        let sums = MAX_PARTED * PARTS * PARTED.rows * PARTED.columns;
+        *place = Some([backend.empty(&[sums], DType::F32)?, backend.zeros(&[MAX_PARTED], DType::F32)?]);
+    }
+    let [sums, arrived] = place.as_mut().expect("made above");
+    Ok((written(sums)?, written(arrived)?))
+}
+
 /// One launch of products of one family.
 pub(super) fn launch(cuda: &Cuda, family: Family, tile: &Tile, products: &[Product<'_>]) -> Result<()> {
     // SAFETY: a structure of the C header, of numbers and pointers.
@@ -402,6 +432,11 @@ pub(super) fn launch(cuda: &Cuda, family: Family, tile: &Tile, products: &[Produ
     let kernel = match family {
         Family::F32 => "gemm_f32".into(),
         Family::AnyBf16 => "gemm_any_bf16".into(),
+        Family::Bf16(layout) if matches!(tile.by, By::Parts(_)) => {
+            (params.parts, params.arrived) = parts(cuda)?;
+            blocks *= PARTS;
+            format!("gemm_parts_{size}_{}", layout.letters())
+        }
         Family::Bf16(layout) => format!("gemm_bf16_{size}_{}", layout.letters()),
         Family::Decoded(layout, bits) => {
             params.code_bits = bits as u32;

@@ -66,6 +66,7 @@ pub struct Cuda {
     faults: Tensor,                               // u32 [1], bits of `fault`
     maps: Mutex<Option<Tensor>>, // f32, the dynamic maps of moments in eight bits, when they have been needed
     sequences: Mutex<Option<(Vec<u32>, Tensor)>>, // of the last batch, as attention's kernels take them
+    parts: Mutex<Option<[Tensor; 2]>>, // of sums, see `gemm`
     hopper: Arc<gemm_hopper::Checked>,
     plans: bool, // only counts
 }
@@ -135,6 +136,7 @@ impl Cuda {
             arena,
             maps: Mutex::new(None),
             sequences: Mutex::new(None),
+            parts: Mutex::new(None),
             plans,
         })
     }

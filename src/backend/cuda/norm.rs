@@ -15,8 +15,37 @@ const ROWS_PER_BLOCK: usize = 8;
 /// Threads of a block where each has a column.
 const COLUMN_THREADS: usize = 64;
 
+/// Threads of a block that has one long row, and columns up to which rows are short.
+const LONG_THREADS: usize = 128;
+const SHORT: usize = 256;
+
 fn kernel(layer_norm: bool, part: &str, dtype: DType) -> String {
     format!("{}_norm{part}_{dtype}", if layer_norm { "layer" } else { "rms" })
+}
+
+/// Starts the kernel for short or for long rows, of which a block has `copies` in shared memory.
+///
+/// # Safety
+/// As [`Cuda::launch`].
+unsafe fn launch_rows<P: Copy>(
+    cuda: &Cuda,
+    layer_norm: bool,
+    part: &str,
+    dtype: DType,
+    [rows, cols]: [usize; 2],
+    copies: usize,
+    params: &P,
+) -> Result<()> {
+    let shared = copies * cols.next_multiple_of(PACK) * size_of::<f32>();
+    let is_long = cols > SHORT && shared + 64 <= cuda.executor.properties().shared_memory;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if is_long {
+            let name = kernel(layer_norm, &format!("{part}_long"), dtype);
+            return cuda.launch(&name, [rows, 1, 1], LONG_THREADS, shared, params);
+        }
+        cuda.launch(&kernel(layer_norm, part, dtype), row_grid(rows), ROW_THREADS, 0, params)
+    }
 }
 
 pub(super) fn row_grid(rows: usize) -> [usize; 3] {
@@ -47,7 +76,7 @@ pub(super) fn norm(
         weight_type: type_code(weight.dtype()),
     };
     // SAFETY: the operands are as the structure says.
-    unsafe { cuda.launch(&kernel(layer_norm, "", dtype), row_grid(rows), ROW_THREADS, 0, &params) }
+    unsafe { launch_rows(cuda, layer_norm, "", dtype, [rows, cols], 1, &params) }
 }
 
 pub(super) fn norm_backward(
@@ -90,7 +119,7 @@ pub(super) fn norm_backward(
         accumulate: i32::from(accumulate),
     };
     // SAFETY: the operands are as the structure says.
-    unsafe { cuda.launch(&kernel(layer_norm, "_dx", dtype), row_grid(rows), ROW_THREADS, 0, &params) }
+    unsafe { launch_rows(cuda, layer_norm, "_dx", dtype, [rows, cols], 2, &params) }
 }
 
 /// Column sums of `a`, or of `a` times `b`.

@@ -5,7 +5,7 @@ use lowrank::DType;
 use lowrank::backend::{AttentionShape, Sequence};
 
 pub fn add(table: &mut Table, dtype: DType) {
-    for (rows, cols) in [(1, 1), (7, 97), (97, 7), (3, 257), (5, 64)] {
+    for (rows, cols) in [(1, 1), (7, 97), (97, 7), (3, 257), (2, 1304), (5, 64)] {
         column_sums(table, rows, cols, dtype);
         for weight in [dtype, DType::F16] {
             rms_norm(table, rows, cols, dtype, weight);
