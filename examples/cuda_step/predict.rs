@@ -14,6 +14,9 @@ const LATENCY: f64 = 1.5;
 /// From a read of L2 to what it gives, in cycles.
 const READ: f64 = 300.0;
 
+/// Of dependent multiplications through 64 of the contraction, in cycles.
+const CHAIN: f64 = 150.0;
+
 /// Between two kernels of a graph that depend on each other, in microseconds.
 pub const GAP: f64 = 1.3;
 
@@ -49,10 +52,8 @@ pub fn microseconds(shape: &LaunchShape) -> f64 {
         "attention_hopper_128" => busy(turns * tiles(32) * 1024.0),
         "attention_backward_keys_hopper_128" => busy(turns * tiles(32) * 2048.0),
         "attention_backward_queries_hopper_128" => busy(turns * tiles(32) * 1536.0),
-        // Half a warp has a row: two passes, four elements of a lane under way.
-        "rms_norm_bf16" if shape.threads == 128 => 2.0 * 64.0 * (READ + 70.0) / CYCLES + LATENCY,
-        "rms_norm_dx_bf16" if shape.threads == 128 => 2.0 * 64.0 * (READ + 130.0) / CYCLES + LATENCY,
-        _ if kernel.contains("norm") => (4096.0 / 16.0 * 8.0 + 2.0 * READ) / CYCLES + of_memory + LATENCY,
+        // Sixteen threads sum rows of 4096 from shared memory.
+        _ if kernel.contains("norm_") => (4096.0 / 16.0 * 8.0 + 2.0 * READ) / CYCLES + of_memory + LATENCY,
         _ => of_memory + LATENCY,
     }
 }
@@ -84,8 +85,10 @@ fn product(shape: &LaunchShape) -> f64 {
             1024.0
         };
         let one = depth / parts * f64::max(cycles / CYCLES, bytes / L2_OF_ONE);
-        let joining = if parts > 1.0 { 1.0 } else { 0.0 };
-        return f64::max(turns * one, tiles as f64 * depth * bytes / L2) + LATENCY + joining;
+        let chain = depth / 4.0 * CHAIN / CYCLES;
+        let joining = if parts > 1.0 { 2.0 * 2.0 * READ / CYCLES } else { 0.0 };
+        let resources = f64::max(turns * one, tiles as f64 * depth * bytes / L2);
+        return resources.max(chain) + LATENCY + joining;
     }
     let (cost, overhead) = match (rows, split) {
         (192, _) => (if codes { 960.0 } else { 832.0 }, 2000.0),

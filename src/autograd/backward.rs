@@ -191,8 +191,8 @@ impl<'m> Tape<'m> {
                 ops::by_slot::part_backward(gradients, inputs, &dy, rows, input_rows)
             }
             Op::Joined { parts } => ops::by_slot::joined_backward(gradients, inputs, &dy, &parts),
-            Op::Segment { layers, input } => {
-                self.replay_segment(gradients, inputs, dy, layers, input, replay)
+            Op::Segment { layers, input, hidden } => {
+                self.replay_segment(gradients, inputs, dy, layers, (input, hidden), replay)
             }
             Op::LinearCrossEntropy { .. } => unreachable!("handled above: it has no incoming gradient"),
             Op::Linear { .. } => unreachable!("neighbours are handled together, by the loop"),

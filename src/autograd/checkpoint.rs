@@ -1,8 +1,8 @@
-//! Activation checkpointing by decoder layers: only the input of a few layers is kept, and they are computed again
-//! in the backward pass. Random masks come from counters, so the second time has the same bits as the first.
+//! Activation checkpointing by decoder layers: only the input of a few layers is kept (and the few columns of their low-rank
+//! parts' hidden values), and they are computed again in the backward pass. Random masks come from counters, so the second time has the same bits as the first.
 
 use super::backward::Gradients;
-use super::tape::{Op, Tape, ValueId, Var};
+use super::tape::{Hidden, Op, Tape, ValueId, Var};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -28,10 +28,11 @@ impl<'m> Tape<'m> {
         trainable: bool,
         run: impl FnOnce(&mut Tape<'m>, Var) -> Result<Var>,
     ) -> Result<Var> {
-        let mut inner = self.inner(false);
+        let hidden = Hidden::default();
+        let mut inner = self.first_time(&hidden);
         let output = run(&mut inner, Var::constant(x.tensor.clone()))?;
         let input = x.tensor.clone();
-        Ok(self.record(output.tensor, [&x], trainable, || Op::Segment { layers, input }))
+        Ok(self.record(output.tensor, [&x], trainable, || Op::Segment { layers, input, hidden }))
     }
 
     /// The backward of a segment: forward again with recording, then backward through the inside.
@@ -41,10 +42,10 @@ impl<'m> Tape<'m> {
         inputs: [Option<ValueId>; 3],
         dy: Tensor,
         layers: Range<usize>,
-        input: Tensor,
+        (input, hidden): (Tensor, Hidden),
         replay: &dyn Replay,
     ) -> Result<()> {
-        let mut inner = self.inner(true);
+        let mut inner = self.second_time(hidden, layers.len());
         let x = Var { tensor: input, id: inputs[0].map(|_| inner.new_id()) };
         let wanted = x.id;
         let output = replay.layers(&mut inner, layers, x)?;

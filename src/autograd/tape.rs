@@ -10,8 +10,9 @@ use crate::ops::linear::LowRank;
 use crate::param::{ParamId, ParamStore};
 use crate::rng::{PhiloxKey, Stream};
 use crate::tensor::Tensor;
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Number of a differentiable value on its tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,8 +129,19 @@ pub enum Op {
     Joined { parts: Vec<Joined> },
     /// The head and the loss: the input's gradient is known already.
     LinearCrossEntropy { dx: Tensor, rows: Option<Tensor>, input_rows: usize },
-    /// Decoder layers to be computed again.
-    Segment { layers: Range<usize>, input: Tensor },
+    /// Decoder layers to be computed again, but for the low-rank parts' `hidden` values.
+    Segment { layers: Range<usize>, input: Tensor, hidden: Hidden },
+}
+
+/// The low-rank parts' hidden values (`[rows, r]`) of a segment in the order in which its layers come to them: too small not to
+/// be kept, but each group of them is a product over whole rows.
+#[derive(Clone, Debug, Default)]
+pub struct Hidden(Arc<Mutex<VecDeque<Tensor>>>);
+
+impl Hidden {
+    fn values(&self) -> MutexGuard<'_, VecDeque<Tensor>> {
+        self.0.lock().expect("the lock is never held across a panic")
+    }
 }
 
 /// Rows of a value that was made part by part.
@@ -215,7 +227,9 @@ pub struct Tape<'m> {
     /// Rows with adapters of their own, in the order in which those were put
     /// [side by side](crate::model::Model::side_by_side).
     pub slots: &'m [Slot<'m>],
-    slot: Option<usize>, // whose rows alone this tape sees
+    slot: Option<usize>,            // whose rows alone this tape sees
+    hidden: Option<(Hidden, bool)>, // of the segment, and whether it is computed again
+    keeps_activations: bool,        // and computes none again
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: usize,
     recording: bool,
@@ -236,6 +250,8 @@ impl<'m> Tape<'m> {
             dropout,
             slots: &[],
             slot: None,
+            hidden: None,
+            keeps_activations: false,
             nodes: Vec::new(),
             values: 0,
             recording: true,
@@ -251,6 +267,8 @@ impl<'m> Tape<'m> {
             dropout: None,
             slots: &[],
             slot: None,
+            hidden: None,
+            keeps_activations: false,
             nodes: Vec::new(),
             values: 0,
             recording: false,
@@ -269,7 +287,31 @@ impl<'m> Tape<'m> {
 
     /// A tape for one segment of this one: same parameters and dropout, nothing recorded yet.
     pub(crate) fn inner(&self, recording: bool) -> Tape<'m> {
-        Tape { backend: self.backend.clone(), nodes: Vec::new(), values: 0, recording, ..*self }
+        let (backend, hidden) = (self.backend.clone(), self.hidden.clone());
+        Tape { backend, hidden, nodes: Vec::new(), values: 0, recording, ..*self }
+    }
+
+    /// A tape for the first time through a segment, which records nothing but its hidden values.
+    pub(crate) fn first_time(&self, hidden: &Hidden) -> Tape<'m> {
+        Tape { hidden: Some((hidden.clone(), false)), ..self.inner(false) }
+    }
+
+    /// A tape for the second time. Activations of one layer are kept until its backward, which follows at once.
+    pub(crate) fn second_time(&self, hidden: Hidden, layers: usize) -> Tape<'m> {
+        Tape { hidden: Some((hidden, true)), keeps_activations: layers == 1, ..self.inner(true) }
+    }
+
+    /// The next hidden values where they were kept.
+    pub(crate) fn kept_hidden(&self) -> Option<Tensor> {
+        let (hidden, _) = self.hidden.as_ref().filter(|(_, again)| *again)?;
+        hidden.values().pop_front()
+    }
+
+    /// Keeps hidden values for the second time through a segment.
+    pub(crate) fn keep_hidden(&self, values: &Tensor) {
+        if let Some((hidden, false)) = &self.hidden {
+            hidden.values().push_back(values.clone());
+        }
     }
 
     /// A tape for what a slot's rows see: its parameters and masks, and no slots; nothing recorded yet.
@@ -301,7 +343,7 @@ impl<'m> Tape<'m> {
     pub(crate) fn input(&self, x: &Var) -> Input {
         match self.nodes.last() {
             Some(Node { op: Op::Gated { .. } | Op::Activation { .. }, output, .. })
-                if x.id == Some(*output) =>
+                if x.id == Some(*output) && !self.keeps_activations =>
             {
                 Input::FromPrevious
             }

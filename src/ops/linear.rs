@@ -225,11 +225,18 @@ impl Tape<'_> {
         for layer in layers {
             let mut parts = Vec::new();
             for (slot, rows, lora) in self.adapters(layer, x.tensor.rows()) {
-                let (params, dropout) = self.adapter(slot);
-                let a = params.value(lora.a)?;
-                let h = self.empty(rows.len(), a.rows())?;
-                let input = dropped(&self.backend, &x.tensor.slice(rows.clone())?, lora, dropout)?;
-                operands.push((h.clone(), a, input, lora.scale));
+                let h = match self.kept_hidden() {
+                    Some(h) => h,
+                    None => {
+                        let (params, dropout) = self.adapter(slot);
+                        let a = params.value(lora.a)?;
+                        let h = self.empty(rows.len(), a.rows())?;
+                        let input = dropped(&self.backend, &x.tensor.slice(rows.clone())?, lora, dropout)?;
+                        operands.push((h.clone(), a, input, lora.scale));
+                        self.keep_hidden(&h);
+                        h
+                    }
+                };
                 parts.push(LowRank { slot, rows, lora: lora.clone(), h });
             }
             all.push(parts);
