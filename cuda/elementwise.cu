@@ -201,7 +201,8 @@ __device__ __forceinline__ void turn(float (&a)[PACK], float (&b)[PACK], const f
 
 // A thread has a pack of neighbouring pairs of one head.
 template <class T> __device__ __forceinline__ void rotate(const rope_params &p) {
-    uint32_t half = p.rotary_dim / 2, packs = (half + PACK - 1) / PACK, per_row = p.n_heads * packs;
+    uint32_t n_heads = p.n_heads[blockIdx.y];
+    uint32_t half = p.rotary_dim / 2, packs = (half + PACK - 1) / PACK, per_row = n_heads * packs;
     uint64_t i = (uint64_t)blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (i >= p.rows * per_row) return;
     uint64_t row = i / per_row;
@@ -215,7 +216,7 @@ template <class T> __device__ __forceinline__ void rotate(const rope_params &p) 
     float c[PACK], s[PACK], a[PACK], b[PACK];
     load_pack(c, table + pair, left);
     load_pack(s, table + half + pair, left);
-    T *x = (T *)p.x + (row * p.n_heads + head) * p.head_dim;
+    T *x = (T *)p.x[blockIdx.y] + (row * n_heads + head) * p.head_dim;
     if (p.interleaved) {
         float low[PACK], high[PACK] = {}; // pairs next to each other
         T *pairs = x + 2 * pair;

@@ -95,8 +95,14 @@ template <class T, bool CENTER> __device__ __forceinline__ void long_norm(const 
     float *row = (float *)memory; // [cols]
     uint64_t start = (uint64_t)blockIdx.x * p.cols;
     each_pack(p.cols, [&](uint32_t j, uint32_t left) {
-        float x[PACK];
+        float x[PACK], added[PACK];
         load_pack(x, (const T *)p.x + start + j, left);
+        if (p.added) {
+            load_pack(added, (const T *)p.added + start + j, left);
+#pragma unroll
+            for (int i = 0; i < PACK; i++) x[i] = rounded<T>(x[i] + added[i]);
+            store_pack((T *)p.sum + start + j, x, left);
+        }
         store_pack(row + j, x, left);
     });
     float mean = 0.0f;

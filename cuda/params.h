@@ -121,14 +121,17 @@ struct dropout_params {
     int32_t accumulate;
 };
 
-// rope_{f32,bf16}: x [rows, n_heads * head_dim]; table [table_rows, rotary_dim]: cosines, then sines
+// rope_{f32,bf16}: of each x [rows, n_heads * head_dim], which blockIdx.y counts; table [table_rows, rotary_dim]: cosines,
+// then sines
+#define ROPE_MAX 2
 struct rope_params {
-    void *x;
+    void *x[ROPE_MAX];
+    uint32_t n_heads[ROPE_MAX];
     const float *table;
     const int32_t *positions; // [rows]
     uint32_t *faults;
     uint64_t rows;
-    uint32_t n_heads, head_dim, rotary_dim, table_rows;
+    uint32_t head_dim, rotary_dim, table_rows;
     int32_t interleaved, inverse;
 };
 
@@ -141,6 +144,9 @@ struct norm_params {
     void *y;
     float *stats;
     const void *x, *weight, *bias; // bias may be null
+    // norm_long alone: what is added to x first, and the sum; or null
+    const void *added;
+    void *sum;
     uint64_t rows;
     uint32_t cols;
     float eps;

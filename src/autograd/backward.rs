@@ -127,20 +127,23 @@ impl<'m> Tape<'m> {
             let of_slot = node.slot.map(|slot| self.of_slot(Some(slot)));
             let tape = of_slot.as_ref().unwrap_or(&self);
             gradients.params = tape.params;
-            if !matches!(node.op, Op::Linear { .. }) {
+            if !matches!(node.op, Op::Linear { .. } | Op::Rope { .. }) {
                 tape.step(&mut gradients, node, replay)?;
                 continue;
             }
-            let mut layers = vec![node];
-            while let Some(layer) = nodes.pop_if(|next| next.is_beside(&layers[0])) {
-                layers.push(layer);
+            let mut together = vec![node];
+            while let Some(node) = nodes.pop_if(|next| next.is_beside(&together[0])) {
+                together.push(node);
             }
-            ops::linear::backward(tape, &mut gradients, layers, nodes.last())?;
+            match together[0].op {
+                Op::Linear { .. } => ops::linear::backward(tape, &mut gradients, together, nodes.last())?,
+                _ => ops::rope::backward(&mut gradients, together)?,
+            }
         }
         Ok(wanted.and_then(|id| gradients.take(id)))
     }
 
-    /// The backward of one operation that is no linear layer.
+    /// The backward of one operation whose neighbours may not share it.
     fn step(&self, gradients: &mut Gradients<'m>, node: Node, replay: &dyn Replay) -> Result<()> {
         let Node { op, inputs, output, .. } = node;
         if let Op::LinearCrossEntropy { dx, rows, input_rows } = op {
@@ -173,9 +176,6 @@ impl<'m> Tape<'m> {
             Op::Norm { x, stats, weight, bias, layer_norm, plus_one } => {
                 ops::norm::backward(gradients, inputs, &dy, &x, &stats, &weight, bias, layer_norm, plus_one)
             }
-            Op::Rope { table, positions, shape } => {
-                ops::rope::backward(gradients, inputs, dy, &table, &positions, shape)
-            }
             Op::Attention(saved) => ops::attention::backward(gradients, inputs, &dy, &saved),
             Op::Columns { start, cols, input_cols } => {
                 ops::columns::backward(gradients, inputs, &dy, start, cols, input_cols)
@@ -195,7 +195,9 @@ impl<'m> Tape<'m> {
                 self.replay_segment(gradients, inputs, dy, layers, (input, hidden), replay)
             }
             Op::LinearCrossEntropy { .. } => unreachable!("handled above: it has no incoming gradient"),
-            Op::Linear { .. } => unreachable!("neighbours are handled together, by the loop"),
+            Op::Linear { .. } | Op::Rope { .. } => {
+                unreachable!("neighbours are handled together, by the loop")
+            }
         }
     }
 }

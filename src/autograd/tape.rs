@@ -206,10 +206,17 @@ pub struct Node {
 }
 
 impl Node {
-    /// Whether both are linear layers of one input, so that neither's backward needs the other's.
-    pub(crate) fn is_beside(&self, other: &Node) -> bool {
-        let are_linear = matches!((&self.op, &other.op), (Op::Linear { .. }, Op::Linear { .. }));
-        are_linear && self.slot == other.slot && self.inputs[0] == other.inputs[0]
+    /// Whether both are linear layers of one input, or rotations of different values at the same positions, so that neither's
+    /// backward needs the other's.
+    pub(crate) fn is_beside(&self, later: &Node) -> bool {
+        let alike = match (&self.op, &later.op) {
+            (Op::Linear { .. }, Op::Linear { .. }) => self.inputs[0] == later.inputs[0],
+            (Op::Rope { table, positions, .. }, Op::Rope { table: t, positions: p, .. }) => {
+                table.is_same(t) && positions.is_same(p) && later.inputs[0] != Some(self.output)
+            }
+            _ => false,
+        };
+        alike && self.slot == later.slot
     }
 }
 

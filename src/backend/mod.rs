@@ -242,6 +242,18 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
         eps: f32,
     ) -> Result<()>;
 
+    /// `sum = a + b` and [`Kernels::rms_norm`] of it, with their bits.
+    fn add_rms_norm(
+        &self,
+        [sum, y, rstd]: [&mut Tensor; 3],
+        [a, b]: [&Tensor; 2],
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        self.add(sum, a, b)?;
+        self.rms_norm(y, rstd, sum, weight, eps)
+    }
+
     /// Gradients of [`Kernels::rms_norm`]: `dx` overwritten (or added to), `dweight` (f32 `[cols]`) added to.
     fn rms_norm_backward(
         &self,
@@ -282,6 +294,16 @@ pub trait Kernels: Send + Sync + std::fmt::Debug {
     /// Rotates `x` in place. `table` is f32 `[max_positions, rotary_dim]`: the cosines of a position's
     /// `rotary_dim / 2` angles, then the sines. `positions` is i32 `[tokens]`.
     fn rope(&self, x: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &RopeShape) -> Result<()>;
+
+    /// [`Kernels::rope`] of several tensors, which a backend may rotate at once.
+    fn rope_all(
+        &self,
+        all: &mut [(&mut Tensor, RopeShape)],
+        table: &Tensor,
+        positions: &Tensor,
+    ) -> Result<()> {
+        all.iter_mut().try_for_each(|(x, shape)| self.rope(x, table, positions, shape))
+    }
 
     /// Causal attention. `q`, `out`: `[tokens, n_heads * head_dim]`; `k`, `v`:
     /// `[key rows, n_kv_heads * head_dim]`; `lse`: f32 `[tokens, n_heads]`, the rows' log-sum-exp of scores.

@@ -165,7 +165,7 @@ pub struct AttentionShape<'a> {
 }
 
 /// Rotary embedding of `[tokens, heads * head_dim]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RopeShape {
     /// Heads per row.
     pub n_heads: usize,

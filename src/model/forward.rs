@@ -475,8 +475,7 @@ impl Pass<'_> {
         if let Some(adapter) = &layer.attention_adapter {
             h = tape.bottleneck(&x, &h, adapter)?;
         }
-        let x = tape.add(&x, &h)?;
-        let h = tape.norm(&x, &layer.post_norm)?;
+        let (x, h) = tape.add_norm(&x, &h, &layer.post_norm)?;
         let mut h = match &layer.mlp {
             Mlp::Gated(l) => {
                 let [gate, up] = tape.linears(&h, [&l[0], &l[1]])?;
@@ -545,8 +544,8 @@ impl Pass<'_> {
                 interleaved: rope.interleaved,
                 inverse: false,
             };
-            q = tape.rope(q, table, &self.input.positions.ids, shape(n_heads))?;
-            k = tape.rope(k, table, &self.input.positions.ids, shape(n_kv_heads))?;
+            let shapes = [shape(n_heads), shape(n_kv_heads)];
+            [q, k] = tape.rope([q, k], table, &self.input.positions.ids, shapes)?;
         }
         if let Some([keys, values]) = cache {
             for (kept, s) in self.kept.iter().zip(self.input.sequences.iter()) {

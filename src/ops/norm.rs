@@ -33,17 +33,42 @@ impl Tape<'_> {
             self.backend.rms_norm(&mut y, &mut rstd, &rows, &weight, norm.eps)?;
             rstd
         };
+        let y = y.reshape(x.tensor.shape())?;
+        Ok(self.record_norm(x, norm, rows, stats, y))
+    }
+
+    /// `a + b`, and [`Tape::norm`] of it.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn add_norm(&mut self, a: &Var, b: &Var, norm: &Norm) -> Result<(Var, Var)> {
+        if norm.is_apart() || norm.layer_norm {
+            let sum = self.add(a, b)?;
+            let y = self.norm(&sum, norm)?;
+            return Ok((sum, y));
+        }
+        let weight = norm.factors(self.params, &self.backend)?;
+        let (rows, cols) = (a.tensor.rows(), a.tensor.cols());
+        let (mut sum, mut y) = (self.empty(rows, cols)?, self.empty(rows, cols)?);
+        let mut rstd = self.backend.empty(&[rows], DType::F32)?;
+        let (to, from) = ([&mut sum, &mut y, &mut rstd], [&a.tensor, &b.tensor]);
+        self.backend.add_rms_norm(to, from, &weight, norm.eps)?;
+        let sum = self.record(sum, [a, b], false, || Op::Add);
+        let y = self.record_norm(&sum, norm, sum.tensor.clone(), rstd, y);
+        Ok((sum, y))
+    }
+
+    fn record_norm(&mut self, x: &Var, norm: &Norm, rows: Tensor, stats: Tensor, y: Tensor) -> Var {
         let bias = norm.bias.as_ref().and_then(Parameter::id);
         let trainable = norm.weight.id().is_some() || bias.is_some();
-        let y = y.reshape(x.tensor.shape())?;
-        Ok(self.record(y, [x], trainable, || Op::Norm {
+        self.record(y, [x], trainable, || Op::Norm {
             x: rows,
             stats,
             weight: norm.weight.clone(),
             bias,
             layer_norm: norm.layer_norm,
             plus_one: norm.plus_one,
-        }))
+        })
     }
 }
 

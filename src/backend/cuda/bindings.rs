@@ -1,5 +1,6 @@
 // Made from cuda/params.h by tools/regenerate_bindings.sh; do not edit.
 
+pub const ROPE_MAX: u32 = 2;
 pub const SUM_BLOCK: u32 = 4096;
 pub const GEMM_MAX_TERMS: u32 = 4;
 pub const GEMM_MAX_PROBLEMS: u32 = 4;
@@ -264,12 +265,12 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct rope_params {
-    pub x: *mut ::core::ffi::c_void,
+    pub x: [*mut ::core::ffi::c_void; 2usize],
+    pub n_heads: [u32; 2usize],
     pub table: *const f32,
     pub positions: *const i32,
     pub faults: *mut u32,
     pub rows: u64,
-    pub n_heads: u32,
     pub head_dim: u32,
     pub rotary_dim: u32,
     pub table_rows: u32,
@@ -278,20 +279,20 @@ pub struct rope_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of rope_params"][::core::mem::size_of::<rope_params>() - 64usize];
+    ["Size of rope_params"][::core::mem::size_of::<rope_params>() - 80usize];
     ["Alignment of rope_params"][::core::mem::align_of::<rope_params>() - 8usize];
     ["Offset of field: rope_params::x"][::core::mem::offset_of!(rope_params, x) - 0usize];
-    ["Offset of field: rope_params::table"][::core::mem::offset_of!(rope_params, table) - 8usize];
-    ["Offset of field: rope_params::positions"][::core::mem::offset_of!(rope_params, positions) - 16usize];
-    ["Offset of field: rope_params::faults"][::core::mem::offset_of!(rope_params, faults) - 24usize];
-    ["Offset of field: rope_params::rows"][::core::mem::offset_of!(rope_params, rows) - 32usize];
-    ["Offset of field: rope_params::n_heads"][::core::mem::offset_of!(rope_params, n_heads) - 40usize];
-    ["Offset of field: rope_params::head_dim"][::core::mem::offset_of!(rope_params, head_dim) - 44usize];
-    ["Offset of field: rope_params::rotary_dim"][::core::mem::offset_of!(rope_params, rotary_dim) - 48usize];
-    ["Offset of field: rope_params::table_rows"][::core::mem::offset_of!(rope_params, table_rows) - 52usize];
+    ["Offset of field: rope_params::n_heads"][::core::mem::offset_of!(rope_params, n_heads) - 16usize];
+    ["Offset of field: rope_params::table"][::core::mem::offset_of!(rope_params, table) - 24usize];
+    ["Offset of field: rope_params::positions"][::core::mem::offset_of!(rope_params, positions) - 32usize];
+    ["Offset of field: rope_params::faults"][::core::mem::offset_of!(rope_params, faults) - 40usize];
+    ["Offset of field: rope_params::rows"][::core::mem::offset_of!(rope_params, rows) - 48usize];
+    ["Offset of field: rope_params::head_dim"][::core::mem::offset_of!(rope_params, head_dim) - 56usize];
+    ["Offset of field: rope_params::rotary_dim"][::core::mem::offset_of!(rope_params, rotary_dim) - 60usize];
+    ["Offset of field: rope_params::table_rows"][::core::mem::offset_of!(rope_params, table_rows) - 64usize];
     ["Offset of field: rope_params::interleaved"]
-        [::core::mem::offset_of!(rope_params, interleaved) - 56usize];
-    ["Offset of field: rope_params::inverse"][::core::mem::offset_of!(rope_params, inverse) - 60usize];
+        [::core::mem::offset_of!(rope_params, interleaved) - 68usize];
+    ["Offset of field: rope_params::inverse"][::core::mem::offset_of!(rope_params, inverse) - 72usize];
 };
 pub const TYPE_F32: element_type = 0;
 pub const TYPE_BF16: element_type = 1;
@@ -306,6 +307,8 @@ pub struct norm_params {
     pub x: *const ::core::ffi::c_void,
     pub weight: *const ::core::ffi::c_void,
     pub bias: *const ::core::ffi::c_void,
+    pub added: *const ::core::ffi::c_void,
+    pub sum: *mut ::core::ffi::c_void,
     pub rows: u64,
     pub cols: u32,
     pub eps: f32,
@@ -313,18 +316,20 @@ pub struct norm_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of norm_params"][::core::mem::size_of::<norm_params>() - 64usize];
+    ["Size of norm_params"][::core::mem::size_of::<norm_params>() - 80usize];
     ["Alignment of norm_params"][::core::mem::align_of::<norm_params>() - 8usize];
     ["Offset of field: norm_params::y"][::core::mem::offset_of!(norm_params, y) - 0usize];
     ["Offset of field: norm_params::stats"][::core::mem::offset_of!(norm_params, stats) - 8usize];
     ["Offset of field: norm_params::x"][::core::mem::offset_of!(norm_params, x) - 16usize];
     ["Offset of field: norm_params::weight"][::core::mem::offset_of!(norm_params, weight) - 24usize];
     ["Offset of field: norm_params::bias"][::core::mem::offset_of!(norm_params, bias) - 32usize];
-    ["Offset of field: norm_params::rows"][::core::mem::offset_of!(norm_params, rows) - 40usize];
-    ["Offset of field: norm_params::cols"][::core::mem::offset_of!(norm_params, cols) - 48usize];
-    ["Offset of field: norm_params::eps"][::core::mem::offset_of!(norm_params, eps) - 52usize];
+    ["Offset of field: norm_params::added"][::core::mem::offset_of!(norm_params, added) - 40usize];
+    ["Offset of field: norm_params::sum"][::core::mem::offset_of!(norm_params, sum) - 48usize];
+    ["Offset of field: norm_params::rows"][::core::mem::offset_of!(norm_params, rows) - 56usize];
+    ["Offset of field: norm_params::cols"][::core::mem::offset_of!(norm_params, cols) - 64usize];
+    ["Offset of field: norm_params::eps"][::core::mem::offset_of!(norm_params, eps) - 68usize];
     ["Offset of field: norm_params::weight_type"]
-        [::core::mem::offset_of!(norm_params, weight_type) - 56usize];
+        [::core::mem::offset_of!(norm_params, weight_type) - 72usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

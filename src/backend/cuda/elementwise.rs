@@ -168,30 +168,43 @@ pub(super) fn dropout(
     unsafe { run(cuda, "dropout", dtype, n, &params) }
 }
 
+/// Rotates tensors at the same positions; those that differ in nothing but their number of heads share launches.
 pub(super) fn rope(
     cuda: &Cuda,
-    x: &mut Tensor,
+    all: &mut [(&mut Tensor, RopeShape)],
     table: &Tensor,
     positions: &Tensor,
-    shape: &RopeShape,
 ) -> Result<()> {
-    let dtype = check::rope(x, table, positions, shape)?;
-    let rows = x.rows();
-    let params = rope_params {
-        x: written(x)?,
-        table: read(table)?,
-        positions: read(positions)?,
-        faults: cuda.faults.device_bytes()?.cast(),
-        rows: rows as u64,
-        n_heads: shape.n_heads as u32,
-        head_dim: shape.head_dim as u32,
-        rotary_dim: shape.rotary_dim as u32,
-        table_rows: table.rows() as u32,
-        interleaved: i32::from(shape.interleaved),
-        inverse: i32::from(shape.inverse),
-    };
-    let packs = rows * shape.n_heads * (shape.rotary_dim / 2).div_ceil(PACK);
-    let name = format!("rope_{dtype}");
-    // SAFETY: the operands are as the structure says; positions are checked by the kernel.
-    unsafe { cuda.launch(&name, [packs.div_ceil(THREADS), 1, 1], THREADS, 0, &params) }
+    let mut dtypes = Vec::with_capacity(all.len());
+    for (x, shape) in &mut *all {
+        dtypes.push(check::rope(x, table, positions, shape)?);
+    }
+    let alike = |i: usize| (RopeShape { n_heads: 0, ..all[i].1 }, dtypes[i], all[i].0.rows());
+    let together = (1..all.len()).all(|i| alike(i) == alike(0));
+    let at_once = if together { ROPE_MAX as usize } else { 1 };
+    for (some, dtype) in all.chunks_mut(at_once).zip(dtypes.iter().step_by(at_once)) {
+        let (rows, shape) = (some[0].0.rows(), some[0].1);
+        let mut params = rope_params {
+            x: [std::ptr::null_mut(); ROPE_MAX as usize],
+            n_heads: [0; ROPE_MAX as usize],
+            table: read(table)?,
+            positions: read(positions)?,
+            faults: cuda.faults.device_bytes()?.cast(),
+            rows: rows as u64,
+            head_dim: shape.head_dim as u32,
+            rotary_dim: shape.rotary_dim as u32,
+            table_rows: table.rows() as u32,
+            interleaved: i32::from(shape.interleaved),
+            inverse: i32::from(shape.inverse),
+        };
+        for (i, (x, shape)) in some.iter_mut().enumerate() {
+            (params.x[i], params.n_heads[i]) = (written(x)?, shape.n_heads as u32);
+        }
+        let most_heads = some.iter().map(|(_, shape)| shape.n_heads).max().unwrap_or(0);
+        let packs = rows * most_heads * (shape.rotary_dim / 2).div_ceil(PACK);
+        let (name, grid) = (format!("rope_{dtype}"), [packs.div_ceil(THREADS), some.len(), 1]);
+        // SAFETY: the operands are as the structure says; positions are checked by the kernel.
+        unsafe { cuda.launch(&name, grid, THREADS, 0, &params)? };
+    }
+    Ok(())
 }

@@ -442,7 +442,21 @@ impl Kernels for Cuda {
         weight: &Tensor,
         eps: f32,
     ) -> Result<()> {
-        norm::norm(self, y, rstd, x, weight, None, eps, false)
+        norm::norm(self, y, rstd, x, None, weight, None, eps, false)
+    }
+
+    fn add_rms_norm(
+        &self,
+        [sum, y, rstd]: [&mut Tensor; 3],
+        [a, b]: [&Tensor; 2],
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        if !norm::is_long(self, a.cols(), 1) {
+            elementwise::add(self, sum, a, b)?;
+            return norm::norm(self, y, rstd, sum, None, weight, None, eps, false);
+        }
+        norm::norm(self, y, rstd, a, Some((b, sum)), weight, None, eps, false)
     }
 
     fn rms_norm_backward(
@@ -467,7 +481,7 @@ impl Kernels for Cuda {
         bias: Option<&Tensor>,
         eps: f32,
     ) -> Result<()> {
-        norm::norm(self, y, stats, x, weight, bias, eps, true)
+        norm::norm(self, y, stats, x, None, weight, bias, eps, true)
     }
 
     fn layer_norm_backward(
@@ -486,7 +500,16 @@ impl Kernels for Cuda {
     }
 
     fn rope(&self, x: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &RopeShape) -> Result<()> {
-        elementwise::rope(self, x, table, positions, shape)
+        elementwise::rope(self, &mut [(x, *shape)], table, positions)
+    }
+
+    fn rope_all(
+        &self,
+        all: &mut [(&mut Tensor, RopeShape)],
+        table: &Tensor,
+        positions: &Tensor,
+    ) -> Result<()> {
+        elementwise::rope(self, all, table, positions)
     }
 
     fn attention(

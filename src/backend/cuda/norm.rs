@@ -23,6 +23,16 @@ fn kernel(layer_norm: bool, part: &str, dtype: DType) -> String {
     format!("{}_norm{part}_{dtype}", if layer_norm { "layer" } else { "rms" })
 }
 
+/// Of so many rows in f32.
+fn shared_bytes(cols: usize, copies: usize) -> usize {
+    copies * cols.next_multiple_of(PACK) * size_of::<f32>()
+}
+
+/// Whether a row has a block, which has so many copies of it in shared memory.
+pub(super) fn is_long(cuda: &Cuda, cols: usize, copies: usize) -> bool {
+    cols > SHORT && shared_bytes(cols, copies) + 64 <= cuda.executor.properties().shared_memory
+}
+
 /// Starts the kernel for short or for long rows, of which a block has `copies` in shared memory.
 ///
 /// # Safety
@@ -36,12 +46,11 @@ unsafe fn launch_rows<P: Copy>(
     copies: usize,
     params: &P,
 ) -> Result<()> {
-    let shared = copies * cols.next_multiple_of(PACK) * size_of::<f32>();
-    let is_long = cols > SHORT && shared + 64 <= cuda.executor.properties().shared_memory;
     // SAFETY: the caller's promise.
     unsafe {
-        if is_long {
+        if is_long(cuda, cols, copies) {
             let name = kernel(layer_norm, &format!("{part}_long"), dtype);
+            let shared = shared_bytes(cols, copies);
             return cuda.launch(&name, [rows, 1, 1], LONG_THREADS, shared, params);
         }
         cuda.launch(&kernel(layer_norm, part, dtype), row_grid(rows), ROW_THREADS, 0, params)
@@ -52,11 +61,13 @@ pub(super) fn row_grid(rows: usize) -> [usize; 3] {
     [rows.div_ceil(ROWS_PER_BLOCK), 1, 1]
 }
 
+/// The norm of `x`, or of `x + b` with `added = (b, sum)`, which long rows may have.
 pub(super) fn norm(
     cuda: &Cuda,
     y: &mut Tensor,
     stats: &mut Tensor,
     x: &Tensor,
+    added: Option<(&Tensor, &mut Tensor)>,
     weight: &Tensor,
     bias: Option<&Tensor>,
     eps: f32,
@@ -64,7 +75,16 @@ pub(super) fn norm(
 ) -> Result<()> {
     let dtype = check::norm(y, stats, x, weight, bias, layer_norm)?;
     let (rows, cols) = (x.rows(), x.cols());
+    let (added, sum) = match added {
+        Some((b, sum)) => {
+            ensure_alike("add_rms_norm", &[sum, x, b])?;
+            (read(b)?, written(sum)?)
+        }
+        None => (std::ptr::null(), std::ptr::null_mut()),
+    };
     let params = norm_params {
+        added,
+        sum,
         y: written(y)?,
         stats: written(stats)?,
         x: read(x)?,

@@ -357,7 +357,7 @@ fn moved(launch: &Launch<'_>) -> Option<u64> {
         () if is("dropout_") => 2 * params::<dropout_params>(launch)?.n * size,
         () if is("rope_") => {
             let p = params::<rope_params>(launch)?;
-            2 * p.rows * u64::from(p.n_heads * p.rotary_dim) * size
+            2 * p.rows * u64::from(p.n_heads.iter().sum::<u32>() * p.rotary_dim) * size
         }
         () if is("rms_norm_dx") || is("layer_norm_dx") => {
             let p = params::<norm_dx_params>(launch)?;
@@ -369,7 +369,7 @@ fn moved(launch: &Launch<'_>) -> Option<u64> {
         }
         () if is("rms_norm_") || is("layer_norm_") => {
             let p = params::<norm_params>(launch)?;
-            2 * p.rows * u64::from(p.cols) * size
+            (if p.added.is_null() { 2 } else { 4 }) * p.rows * u64::from(p.cols) * size
         }
         () if is("sum_squares") => 4 * params::<sum_squares_params>(launch)?.n,
         () if is("adamw_8bit") => 16 * params::<adamw_8bit_params>(launch)?.step.n,

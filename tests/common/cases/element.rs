@@ -168,4 +168,19 @@ fn rope(table: &mut Table, dtype: DType, shape: RopeShape) {
         let [x, table, positions] = t else { unreachable!() };
         backend.rope(x, table, positions, &shape)
     });
+    // Queries, keys and another one at once, of which the second has other heads and the third lies otherwise.
+    let fewer = RopeShape { n_heads: 1, ..shape };
+    let shapes = [shape, fewer, RopeShape { interleaved: !shape.interleaved, ..fewer }];
+    for n in [2, 3] {
+        let shapes = shapes[..n].to_vec();
+        let xs = shapes.iter().map(|shape| table.normal(&[rows, shape.n_heads * shape.head_dim], dtype));
+        let mut operands: Vec<_> = xs.collect();
+        operands.push(table.normal(&[positions, shape.rotary_dim], DType::F32));
+        operands.push(table.below(rows, positions));
+        table.add(format!("{n} ropes {dtype} {shape:?}"), true, n, operands, move |backend, t| {
+            let (xs, rest) = t.split_at_mut(n);
+            let mut all: Vec<_> = xs.iter_mut().zip(shapes.iter().copied()).collect();
+            backend.rope_all(&mut all, &rest[0], &rest[1])
+        });
+    }
 }

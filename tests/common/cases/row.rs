@@ -52,9 +52,14 @@ fn rms_norm(table: &mut Table, rows: usize, cols: usize, dtype: DType, weight: D
     let (x, w) = (table.normal(&[rows, cols], dtype), table.normal(&[cols], weight));
     let [y, rstd] = [Operand::overwritten(&[rows, cols], dtype), Operand::overwritten(&[rows], DType::F32)];
     let forward = vec![y.clone(), rstd, x.clone(), w.clone()];
-    let saved = table.add(name.clone(), true, 2, forward, |backend, t| {
+    let saved = table.add(name.clone(), true, 2, forward.clone(), |backend, t| {
         let [y, rstd, x, w] = t else { unreachable!() };
         backend.rms_norm(y, rstd, x, w, 1e-5)
+    });
+    let added = [&[y.clone()][..], &forward, &[table.normal(&[rows, cols], dtype)]].concat();
+    table.add(format!("add_{name}"), true, 3, added, |backend, t| {
+        let [sum, y, rstd, a, w, b] = t else { unreachable!() };
+        backend.add_rms_norm([sum, y, rstd], [a, b], w, 1e-5)
     });
     for accumulate in [false, true] {
         let dx = if accumulate { table.normal(&[rows, cols], dtype) } else { y.clone() };
