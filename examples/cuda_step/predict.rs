@@ -44,14 +44,14 @@ pub fn microseconds(shape: &LaunchShape) -> f64 {
         return product(shape).max(of_memory);
     }
     let busy = |cycles: f64| cycles / 0.6 / CYCLES + LATENCY; // as attention's kernels are expected to be
-    let blocks: u64 = shape.grid.iter().map(|n| u64::from(*n)).product();
-    let turns = blocks.div_ceil(MULTIPROCESSORS) as f64;
-    // Blocks of 128 rows, of which the last sees all tiles of 64.
-    let tiles = |heads: u64| 2.0 * (blocks / heads) as f64;
+    // One sequence and 32 heads in blocks of 128 rows, of which the last sees all tiles of 64: the longest block, or all of them.
+    let blocks_of_head = shape.grid.iter().product::<u32>() as f64 / 32.0;
+    let all = 32.0 * blocks_of_head * (blocks_of_head + 1.0) / MULTIPROCESSORS as f64;
+    let tiles = all.max(2.0 * blocks_of_head);
     match kernel {
-        "attention_hopper_128" => busy(turns * tiles(32) * 1024.0),
-        "attention_backward_keys_hopper_128" => busy(turns * tiles(32) * 2048.0),
-        "attention_backward_queries_hopper_128" => busy(turns * tiles(32) * 1536.0),
+        "attention_hopper_128" => busy(tiles * 1024.0),
+        "attention_backward_keys_hopper_128" => busy(tiles * 2048.0),
+        "attention_backward_queries_hopper_128" => busy(tiles * 1536.0),
         // Sixteen threads sum rows of 4096 from shared memory.
         _ if kernel.contains("norm_") => (4096.0 / 16.0 * 8.0 + 2.0 * READ) / CYCLES + of_memory + LATENCY,
         _ => of_memory + LATENCY,
@@ -97,6 +97,7 @@ fn product(shape: &LaunchShape) -> f64 {
     };
     let blocks = if split { 4 } else { 2 };
     let turns = tiles.div_ceil(MULTIPROCESSORS / blocks) as f64;
-    let bytes = 128.0 * rows as f64 + (wide * if codes { 32 } else { 128 }) as f64;
+    let n = shape.products.iter().map(|[_, n, _]| *n).max().unwrap_or(0).min(wide);
+    let bytes = 128.0 * rows as f64 + (n * if codes { 32 } else { 128 }) as f64;
     f64::max(turns * (cost * depth + overhead) / CYCLES, tiles as f64 * depth * bytes / L2)
 }
