@@ -5,7 +5,7 @@
 //! take turns so that the second-level cache does not hold them.
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use lowrank::backend::cuda::{Cuda, Device, driver_is_present};
+use lowrank::backend::cuda::{Cuda, Device, Executor, Launch, driver_is_present};
 use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, HeadLoss, Matrix, OptimizerStep, Sequence};
 use lowrank::quant::{Format, QuantConfig};
 use lowrank::rng::{Philox, PhiloxKey, Stream};
@@ -199,8 +199,21 @@ fn main() {
     }
     let device = Arc::new(Device::open(0).unwrap_or_else(|e| panic!("{e}")));
     let gpu = Cuda::on(device.clone()).unwrap();
-    let portable = Cuda::portable(device).unwrap();
+    let portable = Cuda::portable(device.clone()).unwrap();
     println!("{}", gpu.name());
+    if device.properties().capability == 90 {
+        // How much of the chip clusters reach.
+        let launch = |cluster| Launch {
+            kernel: "gemm_hopper_square_bf16_208_nt",
+            grid: [cluster, 1, 1],
+            cluster,
+            threads: 384,
+            shared_bytes: 226 << 10,
+            params: &[],
+        };
+        let [twos, fours] = [2, 4].map(|blocks| device.clusters_at_once(&launch(blocks)).unwrap());
+        println!("clusters at a time: {twos} of two, {fours} of four");
+    }
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))

@@ -2,9 +2,14 @@
 //
 // wgmma's rows are columns of the result, so a decoded weight can be its A in registers. A block has a tile of ROWS x
 // COLUMNS of the result: one warp's thread keeps a ring of stages full, two warpgroups have half of the columns each.
-// Either the two blocks of a cluster have neighbouring columns, and each brings half of the left operand's tile to
-// both; then a block goes on to further tiles, whose first stages arrive while it still writes results. Or, where there
-// are too few tiles for all multiprocessors, the four blocks of a cluster have the same tile, each one part of its sum.
+// What the blocks of a cluster share is its SHAPE:
+// - PAIR: two with neighbouring columns; each brings half of the left operand's tile to both.
+// - SQUARE: two by two, of rank 2 row + column; those with the same rows bring half of the left operand's tile to each
+//   other, those with the same columns half of the right one's, which is of bf16.
+// - SPLIT: four with the same tile, each one part of its sum, where there are too few tiles for all multiprocessors.
+// The blocks of the first two go on to further tiles, whose first stages arrive while they still write results. The last
+// squares are cut where they would leave most multiprocessors idle: all blocks of a cluster have the same one of its four
+// tiles then, as with SPLIT.
 #include "decode_quads.cuh"
 #include "gemm.cuh"
 #include "wgmma.cuh"
@@ -13,17 +18,24 @@
 #define CONSUMERS 256
 #define THREADS (CONSUMERS + 128)
 #define LINE 128        // bytes of a line of a swizzled tile: 64 elements
-#define CHUNK_ROWS 32   // of the result, that a warpgroup stages at once
-#define STAGED_COLUMNS (COLUMNS / 2 + 4)
+#define CHUNK_ROWS 16   // of the result, that a warpgroup stages at once
+#define CHUNK (CHUNK_ROWS * COLUMNS / 2)
 #define SPLIT_COLUMNS (COLUMNS + 4)
 #define STEPS (TILE_K / 16)
 #define PAIR_COPIES 4   // log2
 
-// ROWS_: of the result, in a tile. CODE_BITS_: 4 or 8 if one term's right operand is of such codes, else 0. SPLIT_: the blocks
-// of a cluster have parts of a sum.
-template <int ROWS_, int CODE_BITS_, bool A_K_MAJOR_, bool B_K_MAJOR_, bool SPLIT_> struct Kind {
-    static constexpr int ROWS = ROWS_, CODE_BITS = CODE_BITS_, CLUSTER = SPLIT_ ? PARTS : 2;
-    static constexpr bool CODES = CODE_BITS_ != 0, A_K_MAJOR = A_K_MAJOR_, B_K_MAJOR = B_K_MAJOR_, SPLIT = SPLIT_;
+enum cluster_shape { PAIR, SQUARE, SPLIT };
+
+// ROWS_: of the result, in a tile. CODE_BITS_: 4 or 8 if one term's right operand is of such codes, else 0.
+template <cluster_shape SHAPE_, int ROWS_, int CODE_BITS_, bool A_K_MAJOR_, bool B_K_MAJOR_> struct Kind {
+    static constexpr cluster_shape SHAPE = SHAPE_;
+    static constexpr int ROWS = ROWS_, CODE_BITS = CODE_BITS_, CLUSTER = SHAPE == PAIR ? 2 : 4;
+    // Blocks that bring a block parts of its tiles, itself among them: those of rank own ^ 0, 1, ...
+    static constexpr int SENDERS = SHAPE == PAIR ? 2 : SHAPE == SQUARE ? 3 : 1;
+    static constexpr bool CODES = CODE_BITS_ != 0, A_K_MAJOR = A_K_MAJOR_, B_K_MAJOR = B_K_MAJOR_;
+    static_assert(SHAPE != SPLIT || CLUSTER == PARTS, "a block has a part");
+    static_assert(SHAPE != SQUARE || !CODES, "codes are not shared");
+    static_assert(ROWS % (A_K_MAJOR ? 16 : 64) == 0, "a half begins where the pattern of swizzled lines does");
     static constexpr unsigned A_BYTES = ROWS * LINE, B_BYTES = COLUMNS * LINE, STAGE_BYTES = A_BYTES + B_BYTES;
     static constexpr unsigned CODE_BYTES = COLUMNS * TILE_K * CODE_BITS / 8;
     static constexpr unsigned PAIRS = CODE_BITS == 4 ? 256 * sizeof(float2) << PAIR_COPIES : 0;
@@ -40,7 +52,7 @@ template <class K> struct Block {
     // Behind the ring: results on their way, scales of lines where rows are contracted, the tables for decoding.
     __device__ __forceinline__ unsigned char *staged() const { return ring + p.stages * K::STAGE_BYTES; }
     __device__ __forceinline__ unsigned char *scales() const {
-        return staged() + (K::SPLIT ? 0 : 2 * CHUNK_ROWS * STAGED_COLUMNS * sizeof(float));
+        return staged() + (K::SHAPE == SPLIT ? 0 : 2 * 2 * CHUNK * sizeof(float));
     }
     __device__ __forceinline__ unsigned char *tables() const {
         return scales() + (K::CODES && !K::B_K_MAJOR ? CONSUMERS / 32 * TILE_K * sizeof(float2) : 0);
@@ -48,36 +60,61 @@ template <class K> struct Block {
 
     __device__ __forceinline__ unsigned tile() const { return blockIdx.x / K::CLUSTER; }
     __device__ __forceinline__ unsigned tile_step() const { return gridDim.x / K::CLUSTER; }
+    // Whether each block of the cluster has a part of the same sum; a cluster has at most one such tile, its last one.
+    __device__ __forceinline__ bool is_cut(unsigned tile) const {
+        return K::SHAPE == SPLIT || (K::SHAPE == SQUARE && tile >= p.whole);
+    }
+    __device__ __forceinline__ bool ends_cut() const {
+        return is_cut(tile() + (p.tiles - 1 - tile()) / tile_step() * tile_step());
+    }
 
     __device__ __forceinline__ Place place_of(unsigned tile) const {
-        Place place = Place::at(p.gemm, tile, K::ROWS, K::SPLIT ? COLUMNS : 2 * COLUMNS);
-        if (!K::SPLIT) place.column += rank * COLUMNS;
+        constexpr int DOWN = K::SHAPE == SQUARE ? 2 : 1, ACROSS = K::SHAPE == SPLIT ? 1 : 2;
+        unsigned own = rank; // of the tiles of a cluster, the block's
+        if (K::SHAPE == SQUARE && is_cut(tile)) own = (tile - p.whole) % 4, tile = p.whole + (tile - p.whole) / 4;
+        Place place = Place::at(p.gemm, tile, DOWN * K::ROWS, ACROSS * COLUMNS);
+        if (DOWN > 1) place.row += own / 2 * K::ROWS;
+        if (ACROSS > 1) place.column += own % 2 * COLUMNS;
         return place;
     }
     // The tiles of the contraction that are this block's.
-    __device__ __forceinline__ unsigned begin(const Parts &parts) const { return K::SPLIT ? parts.begin(rank) : 0; }
-    __device__ __forceinline__ unsigned end(const Parts &parts) const {
-        return K::SPLIT ? parts.begin(rank + 1) : parts.tiles;
+    __device__ __forceinline__ unsigned begin(const Parts &parts, bool cut) const { return cut ? parts.begin(rank) : 0; }
+    __device__ __forceinline__ unsigned end(const Parts &parts, bool cut) const {
+        return cut ? parts.begin(rank + 1) : parts.tiles;
     }
 
-    __device__ __forceinline__ void load(void *to, const tensor_map *map, uint64_t *barrier, int x, int y) const {
-        if constexpr (K::SPLIT) tma_load_2d(to, map, barrier, x, y);
-        else tma_load_2d_multicast(to, map, barrier, x, y, 3);
+    // Brings a box to the blocks of the cluster whose rank is a bit of `blocks`, of a cut tile to this one alone.
+    template <bool CUT>
+    __device__ __forceinline__ void load(const Stage &stage, unsigned char *to, const tensor_map *map, int x, int y,
+                                         unsigned blocks) const {
+        if constexpr (CUT) tma_load_2d(to, map, &full[stage.slot], x, y);
+        else tma_load_2d_multicast(to, map, &full[stage.slot], x, y, (uint16_t)blocks);
     }
 
-    // Half of the left operand's tile.
+    // Half of the left operand's tile, to the blocks with the same rows.
+    template <bool CUT>
     __device__ __forceinline__ void load_a(const Stage &stage, const tensor_map *map, int row, int k, int half) const {
         unsigned char *to = a_tile(stage);
-        uint64_t *barrier = &full[stage.slot];
+        unsigned blocks = 3 << (rank & ~1u);
         if constexpr (K::A_K_MAJOR) {
-            load(to + half * (K::A_BYTES / 2), map, barrier, k, row + half * (K::ROWS / 2));
+            load<CUT>(stage, to + half * (K::A_BYTES / 2), map, k, row + half * (K::ROWS / 2), blocks);
         } else {
-#pragma unroll
+#pragma unroll 1
             for (int i = 0; i < K::ROWS / 64; i++)
-                load(to + i * 64 * LINE + half * 32 * LINE, map, barrier, row + 64 * i, k + 32 * half);
+                load<CUT>(stage, to + i * 64 * LINE + half * 32 * LINE, map, row + 64 * i, k + 32 * half, blocks);
         }
     }
 
+    // Half of the right operand's tile, to the blocks with the same columns.
+    template <bool CUT>
+    __device__ __forceinline__ void load_half_b(const Stage &stage, const tensor_map *map, int column, int k,
+                                                int half) const {
+        int own = column + 64 * half;
+        load<CUT>(stage, b_tile(stage) + half * 64 * LINE, map, K::B_K_MAJOR ? k : own, K::B_K_MAJOR ? own : k,
+                  5 << rank % 2);
+    }
+
+    // The right operand's tile, to this block.
     __device__ __forceinline__ void load_b(const Stage &stage, const tensor_map *map, int column, int k, bool codes) const {
         unsigned char *to = b_tile(stage);
         uint64_t *barrier = &full[stage.slot];
@@ -92,24 +129,32 @@ template <class K> struct Block {
         }
     }
 
-    // Keeps the ring full.
+    // Keeps the ring full for a tile.
+    template <bool CUT> __device__ __forceinline__ void produce(Stage &stage, const Place &place) const {
+        Parts parts(place.problem);
+        unsigned first = begin(parts, CUT), end = this->end(parts, CUT);
+        Cursor at = cursor_at(place.problem, first);
+        for (unsigned i = first; i < end; i++) {
+            const tensor_map *maps = p.tensor_maps[&place.problem - p.gemm.problems][at.term];
+            bool codes = K::CODES && at.here().b.type == TYPE_QUANTIZED;
+            mbarrier_wait(&empty[stage.slot], stage.parity ^ 1);
+            mbarrier_arrive_expect(&full[stage.slot], K::A_BYTES + (codes ? K::CODE_BYTES : K::B_BYTES));
+            int row = (int)place.row, column = (int)place.column, k = (int)at.k;
+            if constexpr (K::SHAPE != SQUARE) load_b(stage, &maps[1], column, k, codes);
+#pragma unroll 1 // as the thread has few registers
+            for (int half = 0; half < (CUT ? 2 : 1); half++) {
+                if constexpr (K::SHAPE == SQUARE) load_half_b<CUT>(stage, &maps[1], column, k, CUT ? half : rank / 2);
+                load_a<CUT>(stage, &maps[0], row, k, CUT ? half : rank % 2);
+            }
+            at.advance();
+            stage.advance();
+        }
+    }
     __device__ __forceinline__ void produce() const {
         Stage stage(p.stages);
         for (unsigned tile = this->tile(); tile < p.tiles; tile += tile_step()) {
-            Place place = place_of(tile);
-            Parts parts(place.problem);
-            Cursor at = cursor_at(place.problem, begin(parts));
-            for (unsigned i = begin(parts); i < end(parts); i++) {
-                const tensor_map *maps = p.tensor_maps[&place.problem - p.gemm.problems][at.term];
-                bool codes = K::CODES && at.here().b.type == TYPE_QUANTIZED;
-                mbarrier_wait(&empty[stage.slot], stage.parity ^ 1);
-                mbarrier_arrive_expect(&full[stage.slot], K::A_BYTES + (codes ? K::CODE_BYTES : K::B_BYTES));
-                load_b(stage, &maps[1], (int)place.column, (int)at.k, codes);
-                if constexpr (K::SPLIT) load_a(stage, &maps[0], (int)place.row, (int)at.k, 0);
-                load_a(stage, &maps[0], (int)place.row, (int)at.k, K::SPLIT ? 1 : rank);
-                at.advance();
-                stage.advance();
-            }
+            if (K::SHAPE != PAIR && is_cut(tile)) produce<true>(stage, place_of(tile));
+            else if (K::SHAPE != SPLIT) produce<false>(stage, place_of(tile));
         }
     }
 };
@@ -255,17 +300,18 @@ template <class K> struct Consumer {
 
     // ---- the sum ----
 
-    // This warp no longer reads a stage.
-    __device__ __forceinline__ void release(unsigned slot) const {
-        if constexpr (K::SPLIT) {
+    // This warp no longer reads a stage: whoever brings parts of it may bring the next ones. Of a cut tile that is this block
+    // alone, in the others' place too.
+    __device__ __forceinline__ void release(unsigned slot, bool cut) const {
+        if constexpr (K::SHAPE == SPLIT) {
             if (lane == 0) mbarrier_arrive(&block.empty[slot]);
-        } else if (lane < K::CLUSTER) {
-            mbarrier_arrive_remote(&block.empty[slot], lane);
+        } else if (lane < K::SENDERS) {
+            mbarrier_arrive_remote(&block.empty[slot], block.rank ^ (cut ? 0 : lane));
         }
     }
 
     // Adds the tiles [from, end) of the contraction, of which there are some, to nothing.
-    __device__ __forceinline__ void add(Sum &sum, const Place &place, unsigned from, unsigned end) {
+    __device__ __forceinline__ void add(Sum &sum, const Place &place, unsigned from, unsigned end, bool cut) {
         Cursor at = cursor_at(place.problem, from);
         Constants constants = {};
         Fragments fragments;
@@ -277,7 +323,7 @@ template <class K> struct Consumer {
             if constexpr (K::CODES) {
                 // Fragments are still read by what is under way.
                 wgmma_wait<0>();
-                if (tile > from) release(stage.slot_before());
+                if (tile > from) release(stage.slot_before(), cut);
                 if (codes) decode(fragments, at.here().quantized, constants);
                 else if constexpr (!K::B_K_MAJOR) gather(fragments);
             }
@@ -305,12 +351,12 @@ template <class K> struct Consumer {
                 if (tile + 1 < end && is_codes()) load_constants_of(constants, place, at);
             } else {
                 wgmma_wait<1>();
-                if (tile > from) release(stage.slot_before());
+                if (tile > from) release(stage.slot_before(), cut);
             }
             stage.advance();
         }
         wgmma_wait<0>();
-        release(stage.slot_before());
+        release(stage.slot_before(), cut);
     }
 
     // ---- results ----
@@ -322,32 +368,35 @@ template <class K> struct Consumer {
         else finish_pack<bf16>(problem, row, column, x);
     }
 
-    // Writes the sums to a tile in shared memory, rows of `stride` elements, of CHUNK_ROWS rows from `first` on.
-    __device__ __forceinline__ void stage_rows(float *to, unsigned stride, const Sum &sum, int first) const {
+    // Writes the sums of CHUNK_ROWS rows from `first` on to shared memory, that of row `row` + 2 `two` (of each eight rows a lane
+    // has two neighbours) and a column to at(row, two, column).
+    template <class At>
+    __device__ __forceinline__ void stage_rows(float *to, const Sum &sum, int first, const At &at) const {
 #pragma unroll
-        for (int i = 0; i < CHUNK_ROWS / 2; i++) {
-            unsigned row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-            to[row * stride + column(i / 2 % 2)] = sum[first / 2 + i];
-        }
+        for (int i = 0; i < CHUNK_ROWS / 2; i++)
+            to[at(i / 4 * 8 + i % 2, lane % 4, column(i / 2 % 2))] = sum[first / 2 + i];
     }
 
     __device__ __forceinline__ void write(const Place &place, const Sum &sum) const {
-        float *staged = (float *)block.staged() + group * CHUNK_ROWS * STAGED_COLUMNS;
+        // Rows of 64 columns, whose packs change places so that writes don't meet in a bank.
+        auto staged_at = [](unsigned row, unsigned two, unsigned col) { return (row + 2 * two) * 64 + (col ^ two * PACK); };
+        float *chunks = (float *)block.staged() + group * 2 * CHUNK;
+        sync(); // the last tile's chunks are read
         // One copy of the code for all chunks, which would fill the cache of instructions; which sums they have is chosen.
 #pragma unroll 1
         for (int first = 0; first < K::ROWS; first += CHUNK_ROWS) {
-            sync();
+            // Two take turns: whoever writes one has passed the barrier behind which all have read it.
+            float *staged = chunks + first / CHUNK_ROWS % 2 * CHUNK;
 #pragma unroll
             for (int chunk = 0; chunk < K::ROWS; chunk += CHUNK_ROWS)
-                if (chunk == first) stage_rows(staged, STAGED_COLUMNS, sum, chunk);
+                if (chunk == first) stage_rows(staged, sum, chunk, staged_at);
             sync();
-            for (unsigned i = thread(); i < CHUNK_ROWS * 64 / PACK; i += 128) {
-                unsigned row = i / (64 / PACK), col = i % (64 / PACK) * PACK;
-                float x[PACK];
+            static_assert(CHUNK == 128 * PACK, "a thread has a pack");
+            unsigned row = thread() / (64 / PACK), col = thread() % (64 / PACK) * PACK;
+            float x[PACK];
 #pragma unroll
-                for (int j = 0; j < PACK; j++) x[j] = staged[row * STAGED_COLUMNS + col + j];
-                finish(place.problem, place.row + first + row, place.column + 64 * group + col, x);
-            }
+            for (int j = 0; j < PACK; j++) x[j] = staged[staged_at(row & ~6u, row / 2 % 4, col) + j];
+            finish(place.problem, place.row + first + row, place.column + 64 * group + col, x);
         }
     }
 
@@ -357,7 +406,8 @@ template <class K> struct Consumer {
         float *parts = (float *)block.ring; // [ROWS][SPLIT_COLUMNS]
 #pragma unroll
         for (int first = 0; first < K::ROWS; first += CHUNK_ROWS)
-            stage_rows(parts + first * SPLIT_COLUMNS + 64 * group, SPLIT_COLUMNS, sum, first);
+            stage_rows(parts + first * SPLIT_COLUMNS + 64 * group, sum, first,
+                       [](unsigned row, unsigned two, unsigned col) { return (row + 2 * two) * SPLIT_COLUMNS + col; });
         cluster_arrive();
         cluster_wait();
         constexpr unsigned SHARE = K::ROWS / PARTS, PACKS = COLUMNS / PACK;
@@ -378,6 +428,7 @@ template <class K> struct Consumer {
     __device__ __forceinline__ void consume() {
         const gemm_problem *of_tables = nullptr;
         for (unsigned tile = block.tile(); tile < block.p.tiles; tile += block.tile_step()) {
+            bool cut = block.is_cut(tile);
             Place place = block.place_of(tile);
             if (K::CODES && of_tables != &place.problem) {
                 of_tables = &place.problem;
@@ -387,13 +438,14 @@ template <class K> struct Consumer {
             }
             Parts parts(place.problem);
             Sum sum = {};
-            if constexpr (K::SPLIT) {
-                if (block.begin(parts) < block.end(parts)) add(sum, place, block.begin(parts), block.end(parts));
+            if (cut) {
+                unsigned first = block.begin(parts, cut), end = block.end(parts, cut);
+                if (first < end) add(sum, place, first, end, cut);
                 join(place, sum);
             } else {
                 Sum total = {};
                 for (unsigned from = 0; from < parts.tiles; from = parts.end_of(from)) {
-                    add(sum, place, from, parts.end_of(from));
+                    add(sum, place, from, parts.end_of(from), cut);
 #pragma unroll
                     for (int i = 0; i < SUMS; i++) total[i] = total[i] + sum[i];
                 }
@@ -411,7 +463,7 @@ template <class K> __device__ __forceinline__ void gemm_hopper(const gemm_hopper
     if (threadIdx.x == 0) {
         for (unsigned i = 0; i < p.stages; i++) {
             mbarrier_init(&full[i], 1);
-            mbarrier_init(&empty[i], CONSUMERS / 32 * (K::SPLIT ? 1 : K::CLUSTER));
+            mbarrier_init(&empty[i], CONSUMERS / 32 * K::SENDERS);
         }
         fence_mbarrier_init();
     }
@@ -422,7 +474,7 @@ template <class K> __device__ __forceinline__ void gemm_hopper(const gemm_hopper
         fewer_registers<40>();
         if (threadIdx.x == CONSUMERS) block.produce();
         __syncwarp();
-        if (K::SPLIT) {
+        if (block.ends_cut()) { // for join
             cluster_arrive();
             cluster_wait();
         }
@@ -439,14 +491,21 @@ template <class K> __device__ __forceinline__ void gemm_hopper(const gemm_hopper
     KERNEL(name, gemm_hopper_params, THREADS, 1) {                                                                     \
         if constexpr (HOPPER_CHIP) gemm_hopper<Kind<__VA_ARGS__>>(p);                                                  \
     }
-#define GEMMS_HOPPER(name, rows, split)                                                                                \
-    GEMM_HOPPER(name##bf16_##rows##_nt, rows, 0, true, true, split)                                                    \
-    GEMM_HOPPER(name##bf16_##rows##_nn, rows, 0, true, false, split)                                                   \
-    GEMM_HOPPER(name##bf16_##rows##_tn, rows, 0, false, false, split)                                                  \
-    GEMM_HOPPER(name##codes4_##rows##_nt, rows, 4, true, true, split)                                                  \
-    GEMM_HOPPER(name##codes4_##rows##_nn, rows, 4, true, false, split)                                                 \
-    GEMM_HOPPER(name##codes8_##rows##_nt, rows, 8, true, true, split)                                                  \
-    GEMM_HOPPER(name##codes8_##rows##_nn, rows, 8, true, false, split)
-GEMMS_HOPPER(gemm_hopper_, 128, false)
-GEMMS_HOPPER(gemm_hopper_, 192, false)
-GEMMS_HOPPER(gemm_hopper_split_, 128, true)
+#define GEMMS_BF16(name, shape, rows)                                                                                  \
+    GEMM_HOPPER(name##bf16_##rows##_nt, shape, rows, 0, true, true)                                                    \
+    GEMM_HOPPER(name##bf16_##rows##_nn, shape, rows, 0, true, false)
+#define GEMM_BF16_TN(name, shape, rows) GEMM_HOPPER(name##bf16_##rows##_tn, shape, rows, 0, false, false)
+#define GEMMS_CODES(name, shape, rows)                                                                                 \
+    GEMM_HOPPER(name##codes4_##rows##_nt, shape, rows, 4, true, true)                                                  \
+    GEMM_HOPPER(name##codes4_##rows##_nn, shape, rows, 4, true, false)                                                 \
+    GEMM_HOPPER(name##codes8_##rows##_nt, shape, rows, 8, true, true)                                                  \
+    GEMM_HOPPER(name##codes8_##rows##_nn, shape, rows, 8, true, false)
+#define GEMMS_HOPPER(name, shape, rows)                                                                                \
+    GEMMS_BF16(name, shape, rows) GEMM_BF16_TN(name, shape, rows) GEMMS_CODES(name, shape, rows)
+#define GEMMS_SQUARE(rows) GEMMS_BF16(gemm_hopper_square_, SQUARE, rows)
+GEMMS_HOPPER(gemm_hopper_, PAIR, 128)
+GEMMS_HOPPER(gemm_hopper_, PAIR, 192)
+GEMMS_HOPPER(gemm_hopper_split_, SPLIT, 128)
+GEMMS_SQUARE(128) GEMM_BF16_TN(gemm_hopper_square_, SQUARE, 128)
+GEMMS_SQUARE(192) GEMM_BF16_TN(gemm_hopper_square_, SQUARE, 192)
+GEMMS_SQUARE(208)

@@ -252,7 +252,7 @@ fn parts_in_blocks_of_their_own_have_the_bits_of_one_block() {
     let mut backends = vec![Cuda::on(recorder.clone()).unwrap()];
     backends.extend(cuda::all());
     for (backend, bt) in backends.iter().flat_map(|backend| [(backend, true), (backend, false)]) {
-        let (m, n, depths) = (21, 16, [2000, 40]);
+        let (m, n, depths) = (13, 16, [8000, 40]);
         let term = |k: usize, misaligned: bool| {
             let mut values = Values(k as u64);
             let a = Host::random([m, k], &mut values).upload(backend, DType::BF16, misaligned);
@@ -266,7 +266,7 @@ fn parts_in_blocks_of_their_own_have_the_bits_of_one_block() {
                 b: Matrix::Dense { tensor: b, transposed: bt },
             });
             let gemm = Gemm { scale: 0.5, ..Gemm::new(&terms) };
-            let mut outputs: Vec<_> = (0..3).map(|_| backend.empty(&[m, n], DType::F32).unwrap()).collect();
+            let mut outputs: Vec<_> = (0..2).map(|_| backend.empty(&[m, n], DType::F32).unwrap()).collect();
             let mut products: Vec<_> = outputs.iter_mut().map(|y| (y, gemm)).collect();
             backend.gemm_all(&mut products).unwrap();
             outputs.iter().flat_map(|y| backend.to_f32(y).unwrap()).collect()
@@ -400,11 +400,11 @@ fn many_rows_have_the_bits_of_the_portable_kernels() {
     let chips = cuda::chips();
     let formats = [None, Some(["nf4", "fp4"]), Some(["int4-asym", "int4"]), Some(["int8-block", "fp8-e5m2"])];
     let mut turn = 0;
-    for (m, n, k) in [(376, 288, 352), (256, 160, 608), (104, 160, 960)] {
+    for (m, n, k) in LARGE.into_iter().chain(LARGE_BF16) {
         for ((at, bt), formats) in
             LAYOUTS.into_iter().flat_map(|layout| formats.map(|formats| (layout, formats)))
         {
-            if at && formats.is_some() {
+            if formats.is_some() && (at || LARGE_BF16.contains(&(m, n, k))) {
                 continue;
             }
             let mut operand = |rows, columns, transposed| {
@@ -456,6 +456,10 @@ fn many_rows_have_the_bits_of_the_portable_kernels() {
     }
 }
 
+/// Products that reach every kernel for Hopper, those of codes with the first ones alone.
+const LARGE: [(usize, usize, usize); 3] = [(376, 288, 352), (256, 160, 608), (104, 96, 1600)];
+const LARGE_BF16: [(usize, usize, usize); 3] = [(408, 160, 352), (184, 480, 352), (120, 480, 352)];
+
 const LAYOUTS: [(bool, bool); 3] = [(false, true), (false, false), (true, false)];
 
 /// The names of the kernels that a chip of this capability takes for products of many sizes.
@@ -466,9 +470,8 @@ fn kernels_of(capability: u32) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let configs = ["nf4", "int8"].map(|name| QuantConfig::new(Format::by_name(name).unwrap()));
     let small = [(1, 136), (7, 136), (16, 136), (48, 64), (64, 160), (130, 224), (248, 136)];
-    let large = [(376, 288, 352), (256, 160, 608), (104, 160, 960)];
-    let sizes =
-        small.map(|(m, n)| (m, n, 64)).into_iter().chain(large.into_iter().filter(|_| capability >= 90));
+    let large = LARGE.into_iter().chain(LARGE_BF16).filter(|_| capability >= 90);
+    let sizes = small.map(|(m, n)| (m, n, 64)).into_iter().chain(large);
     for (m, n, k) in sizes {
         for (at, bt) in LAYOUTS {
             let stored = |rows, cols, transposed| if transposed { [cols, rows] } else { [rows, cols] };
@@ -516,7 +519,10 @@ fn sizes_choose_among_all_kernels() {
     if Recorder::here(90).capability_of_chip() != 90 {
         return;
     }
-    let mut expected = Vec::new();
+    let mut expected = ["nn", "nt"].map(|layout| format!("gemm_hopper_square_bf16_208_{layout}")).to_vec();
+    for rows in [128, 192] {
+        expected.extend(["nn", "nt", "tn"].map(|l| format!("gemm_hopper_square_bf16_{rows}_{l}")));
+    }
     for tile in ["128", "192", "split_128"] {
         let (split, rows) =
             if let Some(rows) = tile.strip_prefix("split_") { ("split_", rows) } else { ("", tile) };

@@ -7,9 +7,9 @@ mod common;
 use common::compare::different_bits;
 use common::cuda::{ORDERS, Recorder};
 use common::gemm::Values;
-use common::host_kernels::{project_kernels, root};
+use common::host_kernels::{project_kernels, project_library, root};
 use common::watched::{Fault, Watched};
-use lowrank::backend::cuda::{Cuda, HostExecutor, ThreadOrder};
+use lowrank::backend::cuda::{Cuda, Executor, HostExecutor, Properties, ThreadOrder};
 use lowrank::backend::{AttentionShape, Backend, Gemm, GemmTerm, Matrix, Sequence};
 use lowrank::quant::{Format, QuantConfig};
 use lowrank::{DType, Tensor};
@@ -39,19 +39,28 @@ fn random(backend: &Backend, shape: [usize; 2]) -> Tensor {
     backend.to_dtype(&backend.from_slice(&values, &shape).unwrap(), DType::BF16).unwrap()
 }
 
-/// Products that Hopper's kernels are for.
+/// Products that Hopper's kernels are for: of bf16 by clusters of two by two or of two, of codes, of parts.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Bf16,
+    Square,
+    SquareNn,
+    Pair,
     Codes,
     CodesNn,
     Split,
 }
 
 impl Kind {
+    const ALL: [Kind; 6] =
+        [Kind::Square, Kind::SquareNn, Kind::Pair, Kind::Codes, Kind::CodesNn, Kind::Split];
+
     fn product(self, backend: &Backend) -> Vec<f32> {
-        let (m, n, k) = if matches!(self, Kind::Split) { (104, 160, 960) } else { (256, 160, 608) };
-        let transposed = !matches!(self, Kind::CodesNn);
+        let (m, n, k) = match self {
+            Kind::Split => (104, 96, 1600),
+            Kind::Pair => (120, 480, 352),
+            _ => (256, 160, 608),
+        };
+        let transposed = !matches!(self, Kind::CodesNn | Kind::SquareNn);
         let x = random(backend, [m, k]);
         let w = random(backend, if transposed { [n, k] } else { [k, n] });
         let nf4 = QuantConfig::new(Format::by_name("nf4").unwrap());
@@ -81,11 +90,14 @@ fn shown(piece: &str, other: &str, kind: Kind, order: ThreadOrder) -> (bool, Vec
 
 #[test]
 fn faultless_kernels_serve_and_are_asked_once() {
-    for kind in [Kind::Bf16, Kind::Codes, Kind::CodesNn, Kind::Split] {
+    for kind in Kind::ALL {
         let recorder = mutant("", "", ThreadOrder::Forward);
         let backend = Cuda::on(recorder.clone()).unwrap();
         let first = kind.product(&backend);
-        assert!(recorder.take().1.contains("hopper"), "{kind:?}");
+        let kernel = recorder.take().1;
+        assert!(kernel.contains("hopper"), "{kind:?}: {kernel}");
+        assert_eq!(kernel.contains("square"), matches!(kind, Kind::Square | Kind::SquareNn), "{kernel}");
+        assert_eq!(kernel.contains("split"), matches!(kind, Kind::Split), "{kernel}");
         let again = kind.product(&backend);
         let (kernels, last) = recorder.take();
         assert!(last.contains("hopper") && kernels.iter().filter(|k| k.contains("gemm")).count() == 1);
@@ -107,8 +119,8 @@ fn planted_faults_make_the_portable_kernels_serve() {
     };
     // Nobody waits for tiles; the wait for the wrong phase; too few bytes; nobody gives stages back.
     let wait = "            mbarrier_wait(&block.full[stage.slot], stage.parity);\n";
-    refused(wait, "", Kind::Bf16, true, "");
-    refused(wait, &wait.replace("parity)", "parity ^ 1)"), Kind::Bf16, true, "");
+    refused(wait, "", Kind::Pair, true, "");
+    refused(wait, &wait.replace("parity)", "parity ^ 1)"), Kind::Square, true, "");
     let wait = "mbarrier_wait(&empty[stage.slot], stage.parity ^ 1);";
     refused(wait, &wait.replace(" ^ 1", ""), Kind::Codes, true, "wait at mbarrier_wait");
     refused(wait, "", Kind::Codes, true, "");
@@ -116,10 +128,10 @@ fn planted_faults_make_the_portable_kernels_serve() {
     let arrive = "if (lane == 0) mbarrier_arrive(&block.empty[slot]);";
     refused(arrive, "", Kind::Split, true, "arrivals and 0 bytes are missing");
     // Stages that are given back while they are read.
-    let release = "if (tile > from) release(stage.slot_before());\n                if (codes)";
+    let release = "if (tile > from) release(stage.slot_before(), cut);\n                if (codes)";
     refused(
         release,
-        "if (tile > from) release(stage.slot);\n                if (codes)",
+        "if (tile > from) release(stage.slot, cut);\n                if (codes)",
         Kind::Codes,
         false,
         "",
@@ -127,8 +139,12 @@ fn planted_faults_make_the_portable_kernels_serve() {
     // Parts of the sum that begin with what is there; half of a tile in the wrong place; scales of other lines.
     let multiply =
         "wgmma_advance(b, step * B_STEP), wgmma_advance(a, step * A_STEP), tile > from || step > 0);";
-    refused(multiply, &multiply.replace("tile > from || step > 0", "true"), Kind::Bf16, true, "");
-    refused("row + half * (K::ROWS / 2)", "row + half * (K::ROWS / 2 - 8)", Kind::Bf16, true, "");
+    refused(multiply, &multiply.replace("tile > from || step > 0", "true"), Kind::Pair, true, "");
+    refused("row + half * (K::ROWS / 2)", "row + half * (K::ROWS / 2 - 8)", Kind::Pair, true, "");
+    // Results that are staged where others are still read, or read before they are there.
+    refused("first / CHUNK_ROWS % 2 * CHUNK", "0", Kind::Pair, false, "");
+    let sync = "            sync();\n            static_assert";
+    refused(sync, &sync.replace("sync();", ""), Kind::Pair, false, "");
     refused(
         "&scales[32 * half + 8 * i + 2 * (lane % 4)]",
         "&scales[32 * half + 8 * i]",
@@ -140,10 +156,92 @@ fn planted_faults_make_the_portable_kernels_serve() {
     refused("even = table(r[i] >> 8 * (warp % 2)", "even = table(r[i] >> 0", Kind::CodesNn, true, "");
     refused("else if constexpr (!K::B_K_MAJOR) gather(fragments);", "", Kind::CodesNn, true, "");
     // Parts joined before they are there, and in another order.
-    let join = "sum, first);\n        cluster_arrive();\n        cluster_wait();\n";
-    refused(join, "sum, first);\n", Kind::Split, false, "");
+    let join = "SPLIT_COLUMNS + col; });\n        cluster_arrive();\n        cluster_wait();\n";
+    refused(join, "SPLIT_COLUMNS + col; });\n", Kind::Split, false, "");
     refused("+ col + j), part);", "+ col + j), part ^ 1);", Kind::Split, true, "");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Plants faults (a piece of the source, another one) that a kernel is refused for, in every order of threads or in one at least.
+fn plant_in_squares(faults: &[(&str, &str, Kind, bool)]) {
+    let mut missed = Vec::new();
+    for (piece, other, kind, every) in faults {
+        let shown = ORDERS.map(|order| shown(piece, other, *kind, order));
+        let refused = shown.iter().filter(|(serves, _)| !serves).count();
+        if refused < if *every { ORDERS.len() } else { 1 } {
+            missed.push(format!("{piece:?} -> {other:?}: {shown:?}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Who brings what to whom in a cluster of two by two blocks, and who must have given a stage back before.
+#[test]
+fn planted_faults_of_clusters_of_four_make_the_portable_kernels_serve() {
+    let square = Kind::Square;
+    plant_in_squares(&[
+        // The block with the same columns is not told that a stage was read: it waits for ever. Or that or the one with the same rows
+        // is taken for told when somebody else was told twice, and overwrites what is being read.
+        ("lane < K::SENDERS", "lane < K::SENDERS - 1", square, true),
+        ("(cut ? 0 : lane)", "(cut ? 0 : lane & 1)", square, false),
+        ("(cut ? 0 : lane)", "(cut ? 0 : lane & 2)", square, false),
+        ("CONSUMERS / 32 * K::SENDERS", "CONSUMERS / 32 * (K::SENDERS - 1)", square, false),
+        // Halves to the wrong blocks.
+        ("3 << (rank & ~1u)", "5 << rank % 2", square, true),
+        ("5 << rank % 2", "3 << (rank & ~1u)", square, true),
+        ("5 << rank % 2", "15", square, true),
+        // The wrong half of the left operand's tile, and of the right one's, in either layout; to the other half's place.
+        ("CUT ? half : rank % 2", "CUT ? half : rank / 2", square, true),
+        ("CUT ? half : rank / 2", "CUT ? half : rank % 2", square, true),
+        ("own = column + 64 * half", "own = column + 64 * (1 - half)", Kind::SquareNn, true),
+        ("b_tile(stage) + half * 64", "b_tile(stage) + (1 - half) * 64", square, true),
+        // Another block's tile of the result.
+        ("own / 2 * K::ROWS", "own % 2 * K::ROWS", square, true),
+    ]);
+}
+
+/// The tiles of the blocks in place of the cluster's; another part of its sum; stages given back to others; half of a tile left out;
+/// blocks that do not wait for each other.
+#[test]
+fn planted_faults_of_cut_squares_make_the_portable_kernels_serve() {
+    let square = Kind::Square;
+    plant_in_squares(&[
+        ("own = (tile - p.whole) % 4", "own = rank", square, true),
+        ("cut ? parts.begin(rank) : 0", "cut ? parts.begin(0) : 0", square, true),
+        ("(cut ? 0 : lane)", "(cut && lane > 2 ? 0 : lane)", square, false),
+        ("(CUT ? 2 : 1)", "1", square, true),
+        ("if (block.ends_cut())", "if (K::SHAPE == SPLIT)", square, true),
+    ]);
+}
+
+/// Clusters of four are as many as the device holds at a time; where it holds none, those of two serve. The bits stay.
+#[test]
+fn clusters_fit_the_device() {
+    let run = |fours: usize, columns: usize, order: ThreadOrder| {
+        let host = HostExecutor::open(&project_library(), order).unwrap();
+        let properties = Properties { multiprocessors: 16, ..host.properties().clone() };
+        let recorder = Arc::new(Watched::of(Arc::new(host), properties, Fault::Fours(fours)));
+        let backend = Cuda::on(recorder.clone()).unwrap();
+        let product = |backend: &Backend| {
+            let (x, w) = (random(backend, [384, 512]), random(backend, [columns, 512]));
+            let mut y = backend.empty(&[384, columns], DType::F32).unwrap();
+            let terms = [GemmTerm { a: Matrix::plain(&x), b: Matrix::transposed(&w) }];
+            backend.gemm(&mut y, &Gemm::new(&terms)).unwrap();
+            backend.to_f32(&y).unwrap()
+        };
+        let found = product(&backend);
+        let kernel = (recorder.take().1, recorder.last_blocks());
+        assert_eq!(different_bits(&found, &product(&Cuda::portable(recorder).unwrap())), 0, "{kernel:?}");
+        kernel
+    };
+    let square = "gemm_hopper_square_bf16_192_nt".to_string();
+    assert_eq!(run(usize::MAX, 1536, ThreadOrder::Forward), (square.clone(), 16));
+    assert_eq!(run(3, 1536, ThreadOrder::Forward), (square.clone(), 12));
+    assert_eq!(run(0, 1536, ThreadOrder::Forward), ("gemm_hopper_bf16_192_nt".to_string(), 16));
+    // Of five squares, four at a time, the last one is cut.
+    for order in ORDERS {
+        assert_eq!(run(usize::MAX, 1280, order), (square.clone(), 16));
+    }
 }
 
 /// Where the environment says so, nothing but portable kernels run; a miss is one line on stderr.
@@ -153,8 +251,8 @@ fn what_the_program_says() {
         let piece = if mode == "mutant" { "row + half * (K::ROWS / 2)" } else { "" };
         let recorder = mutant(piece, "row", ThreadOrder::Forward);
         let backend = Cuda::on(recorder.clone()).unwrap();
-        Kind::Bf16.product(&backend);
-        Kind::Bf16.product(&backend);
+        Kind::Pair.product(&backend);
+        Kind::Pair.product(&backend);
         let (kernels, _) = recorder.take();
         eprintln!("hopper ran: {}", kernels.iter().any(|kernel| kernel.contains("hopper")));
         return;
@@ -187,7 +285,7 @@ fn a_kernel_that_does_not_end_is_an_error() {
     let mut y = backend.empty(&[256, 160], DType::F32).unwrap();
     let b = Matrix::Dense { tensor: &w, transposed: true };
     let error = backend.gemm(&mut y, &Gemm::new(&[GemmTerm { a: Matrix::plain(&x), b }])).unwrap_err();
-    for words in ["gemm_hopper_bf16_", "has not ended", "LOWRANK_CUDA_PORTABLE=1"] {
+    for words in ["gemm_hopper_square_bf16_", "has not ended", "LOWRANK_CUDA_PORTABLE=1"] {
         assert!(error.to_string().contains(words), "{error}");
     }
     assert_eq!(error.to_string().lines().count(), 1);

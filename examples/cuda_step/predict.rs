@@ -4,6 +4,9 @@
 use lowrank::backend::cuda::LaunchShape;
 
 const MULTIPROCESSORS: u64 = 132;
+/// Clusters of four blocks at a time, and cycles in which their blocks join parts of sums.
+const FOURS: u64 = 32;
+const JOIN: f64 = 2500.0;
 /// A second, in microseconds: cycles, bytes of memory, and bytes of L2 for all multiprocessors and for one.
 const CYCLES: f64 = 1755.0;
 const MEMORY: f64 = 4.3e6;
@@ -67,10 +70,11 @@ fn product(shape: &LaunchShape) -> f64 {
     let (rows, columns): (u64, u64) = (rows.parse().unwrap_or(64), columns.parse().unwrap_or(64));
     let codes = kernel.contains("codes");
     let split = kernel.contains("split");
-    let hopper = kernel.contains("hopper");
+    let (hopper, square) = (kernel.contains("hopper"), kernel.contains("square"));
+    let high = if square { 2 * rows } else { rows };
     let wide = if hopper && !split { 2 * columns } else { columns };
     let depth = shape.products.iter().map(|[_, _, k]| k.div_ceil(64)).max().unwrap_or(0) as f64;
-    let tiles: u64 = shape.products.iter().map(|[m, n, _]| m.div_ceil(rows) * n.div_ceil(wide)).sum();
+    let tiles: u64 = shape.products.iter().map(|[m, n, _]| m.div_ceil(high) * n.div_ceil(wide)).sum();
     let narrow = shape.products.iter().map(|[_, n, _]| *n).min().unwrap_or(0).min(columns);
     if !hopper {
         // Shared memory, and what a multiprocessor gets from L2.
@@ -91,13 +95,17 @@ fn product(shape: &LaunchShape) -> f64 {
         return resources.max(chain) + LATENCY + joining;
     }
     let (cost, overhead) = match (rows, split) {
+        (208, _) => (880.0, 2150.0),
         (192, _) => (if codes { 960.0 } else { 832.0 }, 2000.0),
         (_, false) => (if codes { 768.0 } else { 640.0 }, 1500.0),
-        (_, true) => (if codes { 192.0 } else { 160.0 }, 2500.0),
+        (_, true) => (if codes { 192.0 } else { 160.0 }, JOIN),
     };
-    let blocks = if split { 4 } else { 2 };
-    let turns = tiles.div_ceil(MULTIPROCESSORS / blocks) as f64;
+    let at_once = if split || square { FOURS } else { MULTIPROCESSORS / 2 };
+    let last = tiles % at_once;
+    let cut = if square && 4 * last <= at_once { last } else { 0 };
+    let (turns, quarter) = ((tiles - cut).div_ceil(at_once) as f64, f64::from(u8::from(cut > 0)));
+    let cycles = (turns + quarter / 4.0) * cost * depth + turns * overhead + quarter * JOIN;
     let n = shape.products.iter().map(|[_, n, _]| *n).max().unwrap_or(0).min(wide);
-    let bytes = 128.0 * rows as f64 + (n * if codes { 32 } else { 128 }) as f64;
-    f64::max(turns * (cost * depth + overhead) / CYCLES, tiles as f64 * depth * bytes / L2)
+    let bytes = 128.0 * high as f64 + (n * if codes { 32 } else { 128 }) as f64;
+    f64::max(cycles / CYCLES, (tiles + cut) as f64 * depth * bytes / L2)
 }

@@ -26,6 +26,8 @@ pub enum Fault {
     Graphs,
     /// The end of kernels for Hopper; there are no graphs.
     End,
+    /// Room for clusters of four, but for so many; there are no graphs.
+    Fours(usize),
 }
 
 /// What an executor was asked for so far.
@@ -64,6 +66,8 @@ pub struct Watched<E: Executor + ?Sized> {
     properties: Properties,
     fault: Fault,
     kernels: Mutex<Vec<String>>,
+    /// Of the last kernel.
+    blocks: Mutex<u32>,
     errors: Mutex<Vec<String>>,
     /// Where each event was recorded last.
     recorded: Mutex<HashMap<Event, Stream>>,
@@ -74,7 +78,8 @@ pub struct Watched<E: Executor + ?Sized> {
 impl<E: Executor + ?Sized> Watched<E> {
     pub fn of(inner: Arc<E>, properties: Properties, fault: Fault) -> Self {
         let (kernels, errors, recorded) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Watched { properties, fault, kernels, errors, recorded, counts: Mutex::default(), inner }
+        let (blocks, counts) = (Mutex::default(), Mutex::default());
+        Watched { properties, fault, kernels, blocks, errors, recorded, counts, inner }
     }
 
     pub fn counts(&self) -> Counts {
@@ -101,6 +106,11 @@ impl<E: Executor + ?Sized> Watched<E> {
         let kernels = std::mem::take(&mut *self.kernels.lock().unwrap());
         let last = kernels.last().cloned().unwrap_or_default();
         (kernels, last)
+    }
+
+    /// Blocks in x of the last kernel that ran by itself.
+    pub fn last_blocks(&self) -> u32 {
+        *self.blocks.lock().unwrap()
     }
 
     /// What kernels failed with.
@@ -153,9 +163,15 @@ impl<E: Executor + ?Sized> Executor for Watched<E> {
         self.inner.tensor_map(matrix)
     }
 
+    fn clusters_at_once(&self, launch: &Launch<'_>) -> Result<usize> {
+        let all = (self.properties.multiprocessors / launch.cluster) as usize;
+        Ok(if let (Fault::Fours(most), 4) = (self.fault, launch.cluster) { most.min(all) } else { all })
+    }
+
     unsafe fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()> {
         self.count(|counts| counts.launches += 1);
         self.kernels.lock().unwrap().push(launch.kernel.into());
+        *self.blocks.lock().unwrap() = launch.grid[0];
         // SAFETY: the caller's promise.
         let result = unsafe { self.inner.launch(stream, launch) };
         self.errors.lock().unwrap().extend(result.as_ref().err().map(ToString::to_string));
@@ -197,7 +213,7 @@ impl<E: Executor + ?Sized> Executor for Watched<E> {
     }
 
     fn graph(&self, nodes: &[Node<'_>]) -> Result<Graph> {
-        if matches!(self.fault, Fault::Graphs | Fault::End) {
+        if matches!(self.fault, Fault::Graphs | Fault::End | Fault::Fours(_)) {
             return Err(lowrank::Error::Unsupported("there are no graphs".into()));
         }
         self.inner.graph(nodes)

@@ -896,8 +896,9 @@ const _: () = {
 pub struct gemm_hopper_params {
     pub gemm: gemm_params,
     pub tiles: u32,
+    pub whole: u32,
     pub stages: u32,
-    pub __bindgen_padding_0: [u64; 3usize],
+    pub __bindgen_padding_0: [u64; 2usize],
     pub tensor_maps: [[[tensor_map; 2usize]; 4usize]; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -907,8 +908,10 @@ const _: () = {
     ["Offset of field: gemm_hopper_params::gemm"][::core::mem::offset_of!(gemm_hopper_params, gemm) - 0usize];
     ["Offset of field: gemm_hopper_params::tiles"]
         [::core::mem::offset_of!(gemm_hopper_params, tiles) - 4320usize];
+    ["Offset of field: gemm_hopper_params::whole"]
+        [::core::mem::offset_of!(gemm_hopper_params, whole) - 4324usize];
     ["Offset of field: gemm_hopper_params::stages"]
-        [::core::mem::offset_of!(gemm_hopper_params, stages) - 4324usize];
+        [::core::mem::offset_of!(gemm_hopper_params, stages) - 4328usize];
     ["Offset of field: gemm_hopper_params::tensor_maps"]
         [::core::mem::offset_of!(gemm_hopper_params, tensor_maps) - 4352usize];
 };

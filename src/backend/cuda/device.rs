@@ -398,24 +398,24 @@ impl Executor for Device {
         Ok(map.opaque)
     }
 
+    fn clusters_at_once(&self, launch: &Launch<'_>) -> Result<usize> {
+        self.enter()?;
+        let function = self.function(launch.kernel, launch.shared_bytes)?;
+        let (mut clusters, mut attribute) = (0, cluster_attribute(launch.cluster));
+        let config = self.launch_config(Stream::Compute, launch, &mut attribute);
+        // SAFETY: the driver writes one number.
+        unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, function, &config) }
+            .result()
+            .map_err(|e| self.error(&format!("there is no saying how `{}` fits", launch.kernel), e))?;
+        Ok(clusters.max(0) as usize)
+    }
+
     unsafe fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()> {
         self.enter()?;
         let function = self.function(launch.kernel, launch.shared_bytes)?;
-        let [x, y, z] = launch.grid;
         let mut params = [launch.params.as_ptr().cast_mut().cast()];
-        let mut cluster = cluster_attribute(launch.cluster);
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: launch.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared_bytes,
-            hStream: self.streams[stream as usize],
-            attrs: &mut cluster,
-            numAttrs: u32::from(launch.cluster > 1),
-        };
+        let mut attribute = cluster_attribute(launch.cluster);
+        let config = self.launch_config(stream, launch, &mut attribute);
         // SAFETY: the caller's promise; the driver copies the parameters and attributes before it returns.
         unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
@@ -511,6 +511,28 @@ impl Device {
         let mut events = self.events.lock().expect("the lock is never held across a panic");
         events.push(Handle(event));
         Ok(Event(events.len() - 1))
+    }
+
+    /// The driver's form of a launch, which points to the cluster's attribute.
+    fn launch_config(
+        &self,
+        stream: Stream,
+        launch: &Launch<'_>,
+        cluster: &mut sys::CUlaunchAttribute,
+    ) -> sys::CUlaunchConfig {
+        let [x, y, z] = launch.grid;
+        sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.streams[stream as usize],
+            attrs: cluster,
+            numAttrs: u32::from(launch.cluster > 1),
+        }
     }
 
     fn event_handle(&self, event: Event) -> sys::CUevent {

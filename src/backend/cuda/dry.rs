@@ -14,15 +14,17 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct DryExecutor {
     properties: Properties,
+    gpcs: Vec<u32>,    // their multiprocessors; a cluster is in one
     next: AtomicUsize, // address that nothing has yet
     events: AtomicUsize,
     pinned: Mutex<HashMap<usize, Layout>>,
 }
 
 impl DryExecutor {
-    /// Acts a device with these properties.
+    /// Acts a device with these properties and one GPC.
     pub fn new(properties: Properties) -> Self {
         DryExecutor {
+            gpcs: vec![properties.multiprocessors],
             properties,
             next: AtomicUsize::new(1 << 20),
             events: AtomicUsize::new(0),
@@ -30,15 +32,18 @@ impl DryExecutor {
         }
     }
 
-    /// Acts an H200.
+    /// Acts an H200 whose GPCs are as equal as they can be, so that most clusters fit.
     pub fn h200() -> Self {
-        Self::new(Properties {
+        let properties = Properties {
             name: "NVIDIA H200, acted by nothing".into(),
             capability: 90,
             multiprocessors: 132,
             memory: 141_000_000_000,
             shared_memory: 227 << 10,
-        })
+        };
+        let mut h200 = Self::new(properties);
+        h200.gpcs = vec![18, 18, 16, 16, 16, 16, 16, 16];
+        h200
     }
 }
 
@@ -93,6 +98,10 @@ impl Executor for DryExecutor {
 
     fn tensor_map(&self, _matrix: &TmaMatrix) -> Result<[u64; 16]> {
         Ok([0; 16])
+    }
+
+    fn clusters_at_once(&self, launch: &Launch<'_>) -> Result<usize> {
+        Ok(self.gpcs.iter().map(|multiprocessors| (multiprocessors / launch.cluster) as usize).sum())
     }
 
     unsafe fn launch(&self, _stream: Stream, _launch: &Launch<'_>) -> Result<()> {

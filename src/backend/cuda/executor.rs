@@ -129,6 +129,16 @@ pub trait Executor: MemorySource {
     /// When TMA can't copy it.
     fn tensor_map(&self, matrix: &TmaMatrix) -> Result<[u64; 16]>;
 
+    /// How many of a kernel's clusters the device holds at a time, of blocks with that many threads and that much shared
+    /// memory; grid and parameters don't matter. Unless a device knows better, every multiprocessor has a block and any are
+    /// neighbours.
+    ///
+    /// # Errors
+    /// When there is no such kernel, or the device does not answer.
+    fn clusters_at_once(&self, launch: &Launch<'_>) -> Result<usize> {
+        Ok((self.properties().multiprocessors / launch.cluster) as usize)
+    }
+
     /// Starts a kernel, in a stream of computations.
     ///
     /// # Errors

@@ -23,6 +23,9 @@ pub(super) const TILE_K: usize = 64;
 /// Tiles of the left operand that a part's warps in `cuda/gemv.cu` have under way.
 const TILES_AHEAD: usize = 4;
 
+/// Bytes that a multiprocessor gets from L2 in a cycle where all of them ask for some: what an H200 has been seen to do.
+const L2_BYTES: usize = 24;
+
 /// Elements of a quantized matrix that are decoded together.
 const RUN: usize = 32;
 
@@ -114,8 +117,8 @@ pub(super) struct Tile {
     pub(super) groups: usize,
     /// How the right operand gets to the multiplications.
     pub(super) by: By,
-    /// Cycles for [`TILE_K`] of the contraction of what takes longest: of bf16 operands and of decoded ones. On most chips
-    /// those are accesses to shared memory, 128 bytes each, with few rows reads from L2 at 24 bytes a cycle.
+    /// Cycles of a multiprocessor for [`TILE_K`] of the contraction of what takes longest there, which are accesses to shared
+    /// memory, 128 bytes each: of bf16 operands and of decoded ones.
     pub(super) cost: [usize; 2],
     /// Cycles beside the contraction.
     pub(super) overhead: usize,
@@ -129,8 +132,34 @@ pub(super) enum By {
     Registers,
     /// The same in blocks for each part of a sum.
     Parts(usize),
-    /// By TMA and wgmma (`cuda/gemm_hopper.cu`); whether the blocks of a cluster have parts of a sum.
-    Wgmma { split: bool },
+    /// By TMA and wgmma (`cuda/gemm_hopper.cu`).
+    Wgmma(Cluster),
+}
+
+/// What the blocks of a cluster share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Cluster {
+    /// Two have neighbouring columns: they share tiles of the left operand.
+    Pair,
+    /// Two by two share tiles of both operands, which are of bf16.
+    Square,
+    /// Four have the same tile, each a part of its sum.
+    Split,
+}
+
+impl Cluster {
+    pub(super) fn blocks(self) -> usize {
+        if self == Cluster::Pair { 2 } else { 4 }
+    }
+
+    /// Tiles of the result that a cluster has at a time, in a column and in a row.
+    pub(super) fn tiles(self) -> [usize; 2] {
+        match self {
+            Cluster::Pair => [1, 2],
+            Cluster::Square => [2, 2],
+            Cluster::Split => [1, 1],
+        }
+    }
 }
 
 const fn few_rows(rows: usize, cost: usize) -> Tile {
@@ -145,7 +174,7 @@ const fn few_rows(rows: usize, cost: usize) -> Tile {
     }
 }
 
-const FEW_ROWS: [Tile; 3] = [few_rows(8, 89), few_rows(16, 132), few_rows(32, 218)];
+const FEW_ROWS: [Tile; 3] = [few_rows(8, 85), few_rows(16, 93), few_rows(32, 141)];
 const fn square(side: usize, threads: usize, stages: usize, cost: [usize; 2]) -> Tile {
     Tile { rows: side, columns: side, threads, groups: 1, by: By::Stages(stages), cost, overhead: 0 }
 }
@@ -161,7 +190,7 @@ pub(super) const MIDDLE: Tile = square(64, 128, 4, [384, 544]);
 const LARGE: Tile = square(128, 256, 3, [1024, 1344]);
 
 /// Which kernels can compute a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Family {
     F32,
     /// Any operands in bf16 arithmetic.
@@ -173,7 +202,7 @@ pub(super) enum Family {
 }
 
 /// Of the left and of the right operand: as stored or transposed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Layout {
     Nn,
     Nt,
@@ -200,25 +229,24 @@ impl Layout {
 }
 
 impl Tile {
-    /// Tiles of a result; of `cuda/gemm_hopper.cu` those of clusters.
-    pub(super) fn count(&self, rows: usize, columns: usize) -> usize {
-        let wide = if self.by == (By::Wgmma { split: false }) { 2 * self.columns } else { self.columns };
-        rows.div_ceil(self.rows) * columns.div_ceil(wide)
+    /// What the blocks of a cluster share, if there are clusters.
+    pub(super) fn cluster(&self) -> Option<Cluster> {
+        if let By::Wgmma(cluster) = self.by { Some(cluster) } else { None }
     }
 
-    /// Blocks that compute a tile.
-    pub(super) fn cluster(&self) -> usize {
-        match self.by {
-            By::Parts(_) => PARTS,
-            By::Wgmma { split } => {
-                if split {
-                    4
-                } else {
-                    2
-                }
-            }
-            _ => 1,
-        }
+    /// Tiles of a result; of `cuda/gemm_hopper.cu` those of clusters.
+    pub(super) fn count(&self, rows: usize, columns: usize) -> usize {
+        let [down, across] = self.cluster().map_or([1, 1], Cluster::tiles);
+        rows.div_ceil(down * self.rows) * columns.div_ceil(across * self.columns)
+    }
+
+    /// Bytes of a tile's operands for [`TILE_K`] of the contraction, without scales: what is read from L2, as the blocks of a cluster
+    /// share the rest.
+    fn l2_bytes(&self, family: Family, rows: usize, columns: usize) -> usize {
+        let bits = if let Family::Decoded(_, bits) = family { bits } else { 16 };
+        let [down, across] = self.cluster().map_or([1, 1], Cluster::tiles);
+        let (rows, columns) = (rows.min(down * self.rows), columns.min(across * self.columns));
+        rows * TILE_K * 2 + columns * TILE_K * bits / 8
     }
 
     /// Bytes of shared memory without the tables for decoding.
@@ -235,7 +263,9 @@ impl Tile {
             (Family::Decoded(_, bits), By::Stages(stages)) => {
                 stages * (a + self.columns * TILE_K * bits / 8) + 2 * b
             }
-            (_, By::Wgmma { .. }) => return gemm_hopper::least_shared_bytes(self, family),
+            (_, By::Wgmma(cluster)) => {
+                return gemm_hopper::least_shared_bytes(self, cluster, family);
+            }
         };
         let result = self.rows * (self.columns + 4) * 4;
         self.groups * operands.max(result)
@@ -296,7 +326,8 @@ fn fits(cuda: &Cuda, family: Family, tile: &Tile) -> bool {
     tile.shared_bytes(family) + MAP + PAIRS <= cuda.executor.properties().shared_memory
 }
 
-/// Cycles that a device takes for results of these sizes and of so many tiles of the contraction, by a rough count.
+/// Cycles that a device takes for results of these sizes and of so many tiles of the contraction, by a rough count: those of
+/// the multiprocessor that has most blocks, or of all that is read from L2.
 fn cycles(
     cuda: &Cuda,
     tile: &Tile,
@@ -305,15 +336,29 @@ fn cycles(
     depth: usize,
 ) -> usize {
     let multiprocessors = cuda.executor.properties().multiprocessors as usize;
-    let tiles: usize = results.map(|(rows, columns)| tile.count(rows, columns)).sum();
-    let cost = tile.cost[usize::from(matches!(family, Family::Decoded(..)))];
-    let turns = (tiles * tile.cluster()).div_ceil(multiprocessors);
-    if let By::Parts(_) = tile.by {
-        // Several blocks on a multiprocessor wait side by side.
-        let serves = tiles <= MAX_PARTED && cost < usize::MAX;
-        return if serves { turns * cost * depth + tile.overhead } else { usize::MAX };
+    let (mut tiles, mut bytes) = (0, 0);
+    for (rows, columns) in results {
+        tiles += tile.count(rows, columns);
+        bytes += tile.count(rows, columns) * tile.l2_bytes(family, rows, columns);
     }
-    turns.saturating_mul(cost.saturating_mul(depth).saturating_add(tile.overhead))
+    let (at_once, cut) = match tile.by {
+        By::Wgmma(cluster) => {
+            let at_once = gemm_hopper::clusters_at_once(cuda, family, tile, cluster).max(1);
+            (at_once, gemm_hopper::cut(cluster, tiles, at_once))
+        }
+        By::Parts(_) if tiles > MAX_PARTED => return usize::MAX,
+        By::Parts(_) => (multiprocessors.div_ceil(PARTS), 0),
+        _ => (multiprocessors, 0),
+    };
+    let (turns, last) = ((tiles - cut).div_ceil(at_once), usize::from(cut > 0));
+    let cost = tile.cost[usize::from(matches!(family, Family::Decoded(..)))];
+    let of_one = (4 * turns + last).saturating_mul(cost).saturating_mul(depth) / 4;
+    // Cut squares share nothing.
+    bytes = bytes * (tiles + cut) / tiles.max(1);
+    let of_l2 = bytes.saturating_mul(depth) / (L2_BYTES * multiprocessors);
+    // Several blocks with parts wait on a multiprocessor side by side.
+    let waits = if let By::Parts(_) = tile.by { 1 } else { turns };
+    of_one.max(of_l2).saturating_add(waits * tile.overhead + last * gemm_hopper::JOIN)
 }
 
 /// The tiles that may serve.
@@ -345,11 +390,12 @@ fn tile(cuda: &Cuda, family: Family, products: &[Product<'_>]) -> Result<Tile> {
     let results = || products.iter().map(|p| (p.rows, p.columns));
     let mut tiles = tiles(cuda, family);
     if products.iter().any(Product::is_read_only) {
-        tiles.retain(|tile| !matches!(tile.by, By::Wgmma { .. }));
+        tiles.retain(|tile| tile.cluster().is_none());
     }
-    tiles.sort_by_key(|tile| cycles(cuda, tile, family, results(), depth));
+    tiles.sort_by_cached_key(|tile| cycles(cuda, tile, family, results(), depth));
     for tile in tiles {
-        if !matches!(tile.by, By::Wgmma { .. }) || gemm_hopper::serves(cuda, family, &tile)? {
+        let serves = tile.cluster().map(|cluster| gemm_hopper::serves(cuda, family, &tile, cluster));
+        if serves.unwrap_or(Ok(true))? {
             return Ok(tile);
         }
     }
@@ -475,9 +521,9 @@ pub(super) fn gemm_all(cuda: &Cuda, products: &mut [(&mut Tensor, Gemm<'_>)]) ->
     for (family, products) in &by_family {
         for together in products.chunks(MAX_PROBLEMS) {
             let tile = tile(cuda, *family, together)?;
-            match tile.by {
-                By::Wgmma { .. } => gemm_hopper::launch(cuda, *family, &tile, together, usize::MAX)?,
-                _ => launch(cuda, *family, &tile, together)?,
+            match tile.cluster() {
+                Some(cluster) => gemm_hopper::launch(cuda, *family, &tile, cluster, together, None)?,
+                None => launch(cuda, *family, &tile, together)?,
             }
         }
     }

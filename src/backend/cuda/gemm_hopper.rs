@@ -4,8 +4,8 @@
 //! the portable ones. Whether `wgmma` sums like `mma` is the chip's secret; each kernel is asked once.
 
 use super::bindings::{self, gemm_hopper_params};
-use super::executor::{Properties, TmaMatrix};
-use super::gemm::{self, By, Family, Layout, MAP, MIDDLE, PAIRS, Product, TILE_K, Term, Tile};
+use super::executor::{Launch, Properties, TmaMatrix};
+use super::gemm::{self, By, Cluster, Family, Layout, MAP, MIDDLE, PAIRS, Product, TILE_K, Term, Tile};
 use super::{Cuda, quant};
 use crate::backend::{Gemm, GemmTerm, Kernels, Matrix};
 use crate::dtype::DType;
@@ -26,7 +26,7 @@ const LINE: usize = 128;
 
 /// Bytes of shared memory beside the ring: static, results on their way, a tile's scales where rows are contracted.
 const STATIC: usize = 1024;
-const STAGED: usize = 2 * 32 * (COLUMNS / 2 + 4) * 4;
+const STAGED: usize = 2 * 16 * COLUMNS * 4;
 const SCALES: usize = 8 * TILE_K * 8;
 
 /// Bytes that the parts of a sum take in the ring's place.
@@ -35,16 +35,22 @@ const SPLIT: usize = 128 * (COLUMNS + 4) * 4;
 /// log2 of the copies of the table of pairs, as in the kernels: every read is free of conflicts.
 const PAIR_COPIES: u32 = 4;
 
-const fn wgmma(rows: usize, split: bool, cost: [usize; 2], overhead: usize) -> Tile {
-    Tile { rows, columns: COLUMNS, threads: THREADS, groups: 1, by: By::Wgmma { split }, cost, overhead }
+const fn wgmma(cluster: Cluster, rows: usize, cost: [usize; 2], overhead: usize) -> Tile {
+    Tile { rows, columns: COLUMNS, threads: THREADS, groups: 1, by: By::Wgmma(cluster), cost, overhead }
 }
 
 /// A quarter of the cost for the blocks that have a quarter of a sum. See docs/cuda.md for the numbers.
-const TILES: [Tile; 3] = [
-    wgmma(128, false, [640, 768], 1500),
-    wgmma(192, false, [832, 960], 2000),
-    wgmma(128, true, [160, 192], 2500),
+const TILES: [Tile; 6] = [
+    wgmma(Cluster::Pair, 128, [640, 768], 1500),
+    wgmma(Cluster::Pair, 192, [832, 960], 2000),
+    wgmma(Cluster::Square, 128, [640, usize::MAX], 1500),
+    wgmma(Cluster::Square, 192, [832, usize::MAX], 2000),
+    wgmma(Cluster::Square, 208, [880, usize::MAX], 2150),
+    wgmma(Cluster::Split, 128, [160, 192], JOIN),
 ];
+
+/// Cycles in which the blocks of a cluster join the parts of their sums and write results.
+pub(super) const JOIN: usize = 2500;
 
 /// A check's products take microseconds.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
@@ -54,11 +60,13 @@ const CHECK_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Checked {
     there: bool,
     kernels: Mutex<HashMap<String, bool>>, // those that were asked
+    clusters: Mutex<HashMap<(Family, usize, Cluster), usize>>, // at once, with tiles of so many rows
 }
 
 impl Checked {
     pub(super) fn new(properties: &Properties, portable: bool) -> Self {
-        Checked { there: properties.capability == 90 && !portable, kernels: Mutex::default() }
+        let there = properties.capability == 90 && !portable;
+        Checked { there, kernels: Mutex::default(), clusters: Mutex::default() }
     }
 
     /// Whether there are kernels to ask.
@@ -104,10 +112,45 @@ impl Checked {
     }
 }
 
-/// The tiles of kernels that may serve.
+/// The tiles of kernels that may serve, where the device has room for a cluster.
 pub(super) fn tiles(cuda: &Cuda, family: Family) -> impl Iterator<Item = Tile> {
-    let has_kernels = matches!(family, Family::Bf16(_) | Family::Decoded(Layout::Nt | Layout::Nn, 4 | 8));
-    TILES.into_iter().filter(move |_| has_kernels && cuda.hopper.there)
+    TILES.into_iter().filter(move |tile| {
+        let Some(cluster) = tile.cluster().filter(|_| cuda.hopper.there) else { return false };
+        has_kernel(family, cluster, tile.rows) && clusters_at_once(cuda, family, tile, cluster) > 0
+    })
+}
+
+/// Whether there is a kernel. Halves of a transposed left operand are made of 64 rows each.
+fn has_kernel(family: Family, cluster: Cluster, rows: usize) -> bool {
+    match family {
+        Family::Bf16(layout) => layout != Layout::Tn || rows.is_multiple_of(64),
+        Family::Decoded(Layout::Nt | Layout::Nn, 4 | 8) => cluster != Cluster::Square,
+        _ => false,
+    }
+}
+
+/// How many clusters the device holds at a time; asked once. Those of four leave multiprocessors idle that have not three
+/// neighbours to spare, and a persistent grid of more clusters than that would take twice as long.
+pub(super) fn clusters_at_once(cuda: &Cuda, family: Family, tile: &Tile, cluster: Cluster) -> usize {
+    let known = || cuda.hopper.clusters.lock().unwrap_or_else(|e| e.into_inner());
+    let key = (family, tile.rows, cluster);
+    if let Some(clusters) = known().get(&key) {
+        return *clusters;
+    }
+    let blocks = cluster.blocks() as u32;
+    let launch = Launch {
+        kernel: &kernel(family, tile, cluster),
+        grid: [blocks, 1, 1],
+        cluster: blocks,
+        threads: THREADS as u32,
+        shared_bytes: memory(cuda, family, tile, cluster).1 as u32,
+        params: &[],
+    };
+    // Where the device can't say, a launch will say why.
+    let all = (cuda.executor.properties().multiprocessors / blocks) as usize;
+    let clusters = cuda.executor.clusters_at_once(&launch).unwrap_or(all);
+    known().insert(key, clusters);
+    clusters
 }
 
 /// The layout, and bits of codes or 0.
@@ -124,9 +167,9 @@ fn stage_bytes(tile: &Tile) -> usize {
 }
 
 /// Bytes of shared memory beside the ring.
-fn beside_ring(tile: &Tile, family: Family) -> usize {
+fn beside_ring(cluster: Cluster, family: Family) -> usize {
     let (layout, bits) = layout_and_bits(family);
-    let staged = if tile.by == (By::Wgmma { split: true }) { 0 } else { STAGED };
+    let staged = if cluster == Cluster::Split { 0 } else { STAGED };
     let scales = if layout == Layout::Nn { SCALES } else { 0 };
     let tables = match bits {
         0 => 0,
@@ -136,19 +179,31 @@ fn beside_ring(tile: &Tile, family: Family) -> usize {
     STATIC + staged + tables
 }
 
-pub(super) fn least_shared_bytes(tile: &Tile, family: Family) -> usize {
-    SPLIT.max(3 * stage_bytes(tile)) + beside_ring(tile, family)
+pub(super) fn least_shared_bytes(tile: &Tile, cluster: Cluster, family: Family) -> usize {
+    SPLIT.max(3 * stage_bytes(tile)) + beside_ring(cluster, family)
 }
 
-fn kernel(family: Family, tile: &Tile) -> String {
+/// Stages of the ring, and bytes of dynamic shared memory.
+fn memory(cuda: &Cuda, family: Family, tile: &Tile, cluster: Cluster) -> (usize, usize) {
+    let (stage, beside) = (stage_bytes(tile), beside_ring(cluster, family));
+    let stages = cuda.executor.properties().shared_memory.saturating_sub(beside) / stage;
+    let stages = stages.min(bindings::GEMM_HOPPER_MAX_STAGES as usize);
+    (stages, stages * stage + beside - STATIC)
+}
+
+fn kernel(family: Family, tile: &Tile, cluster: Cluster) -> String {
     let (layout, bits) = layout_and_bits(family);
-    let split = if tile.by == (By::Wgmma { split: true }) { "split_" } else { "" };
+    let shape = match cluster {
+        Cluster::Pair => "",
+        Cluster::Square => "square_",
+        Cluster::Split => "split_",
+    };
     let operand = if bits == 0 { "bf16".into() } else { format!("codes{bits}") };
-    format!("gemm_hopper_{split}{operand}_{}_{}", tile.rows, layout.letters())
+    format!("gemm_hopper_{shape}{operand}_{}_{}", tile.rows, layout.letters())
 }
 
 /// What TMA copies of a term's operands.
-fn matrices(term: &Term<'_>, product: &Product<'_>, tile: &Tile) -> Result<[TmaMatrix; 2]> {
+fn matrices(term: &Term<'_>, product: &Product<'_>, tile: &Tile, cluster: Cluster) -> Result<[TmaMatrix; 2]> {
     let bf16 = |o: &bindings::gemm_operand, size: [usize; 2], box_size: [usize; 2]| TmaMatrix {
         data: o.data.cast(),
         element_bytes: 2,
@@ -164,8 +219,9 @@ fn matrices(term: &Term<'_>, product: &Product<'_>, tile: &Tile) -> Result<[TmaM
         bf16(&term.a, [k, m], [TILE_K, tile.rows / 2])
     };
     let transposed = gemm::is_transposed(&term.b);
+    let columns = if cluster == Cluster::Square { COLUMNS / 2 } else { COLUMNS };
     let b = match term.b {
-        Matrix::Dense { .. } if transposed => bf16(&gemm::operand(&term.b)?, [k, n], [TILE_K, COLUMNS]),
+        Matrix::Dense { .. } if transposed => bf16(&gemm::operand(&term.b)?, [k, n], [TILE_K, columns]),
         Matrix::Dense { .. } => bf16(&gemm::operand(&term.b)?, [n, k], [64, TILE_K]),
         Matrix::Quantized { matrix, .. } => {
             let bytes = |elements: usize| elements * matrix.config().format.bits() / 8;
@@ -188,13 +244,40 @@ fn matrices(term: &Term<'_>, product: &Product<'_>, tile: &Tile) -> Result<[TmaM
     Ok([a, b])
 }
 
-/// One launch of products of one family, with at most so many clusters.
+/// How the clusters of a launch go through its tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turns {
+    /// At most so many clusters, each of which goes from tile to tile.
+    clusters: usize,
+    /// The last squares, which are cut: each of their tiles is a cluster's, whose blocks have parts of its sums.
+    cut: usize,
+}
+
+impl Turns {
+    fn of(cuda: &Cuda, family: Family, tile: &Tile, cluster: Cluster, tiles: usize) -> Self {
+        if cluster == Cluster::Split {
+            return Turns { clusters: tiles, cut: 0 }; // a cluster has one tile
+        }
+        let clusters = clusters_at_once(cuda, family, tile, cluster).max(1);
+        Turns { clusters, cut: cut(cluster, tiles, clusters) }
+    }
+}
+
+/// Squares that are cut: those of the last turn, where their tiles, four times as many, still fit one turn, which then takes a
+/// quarter of the time.
+pub(super) fn cut(cluster: Cluster, tiles: usize, at_once: usize) -> usize {
+    let last = tiles % at_once;
+    if cluster == Cluster::Square && 4 * last <= at_once { last } else { 0 }
+}
+
+/// One launch of products of one family, by these turns or those that the device has room for.
 pub(super) fn launch(
     cuda: &Cuda,
     family: Family,
     tile: &Tile,
+    cluster: Cluster,
     products: &[Product<'_>],
-    most_clusters: usize,
+    turns: Option<Turns>,
 ) -> Result<()> {
     if cuda.plans {
         return Ok(());
@@ -206,29 +289,27 @@ pub(super) fn launch(
         gemm::describe(&mut params.gemm.problems[i], product, tiles)?;
         tiles += tile.count(product.rows, product.columns);
         for (j, term) in product.terms.iter().enumerate() {
-            for (map, matrix) in params.tensor_maps[i][j].iter_mut().zip(matrices(term, product, tile)?) {
+            for (map, matrix) in
+                params.tensor_maps[i][j].iter_mut().zip(matrices(term, product, tile, cluster)?)
+            {
                 map.words = cuda.executor.tensor_map(&matrix)?;
             }
         }
     }
-    let properties = cuda.executor.properties();
-    let (stage, beside) = (stage_bytes(tile), beside_ring(tile, family));
-    let stages = ((properties.shared_memory - beside) / stage).min(bindings::GEMM_HOPPER_MAX_STAGES as usize);
+    let (stages, shared) = memory(cuda, family, tile, cluster);
     params.gemm.n_problems = products.len() as u32;
-    (params.tiles, params.stages) = (tiles as u32, stages as u32);
-    let at_once = match tile.by {
-        By::Wgmma { split: false } => most_clusters.min(properties.multiprocessors as usize / tile.cluster()),
-        _ => usize::MAX, // a cluster has one tile
-    };
-    let grid = [tiles.min(at_once.max(1)) * tile.cluster(), 1, 1];
-    let shared = stages * stage + beside - STATIC;
+    let turns = turns.unwrap_or_else(|| Turns::of(cuda, family, tile, cluster, tiles));
+    let (whole, tiles) = (tiles - turns.cut, tiles + 3 * turns.cut);
+    (params.whole, params.tiles, params.stages) = (whole as u32, tiles as u32, stages as u32);
+    let (blocks, name) = (cluster.blocks(), kernel(family, tile, cluster));
+    let grid = [tiles.min(turns.clusters) * blocks, 1, 1];
     // SAFETY: the operands were checked to fit each other, and the family and the tile fit the kernel.
-    unsafe { cuda.launch_clusters(&kernel(family, tile), grid, tile.cluster(), THREADS, shared, &params) }
+    unsafe { cuda.launch_clusters(&name, grid, blocks, THREADS, shared, &params) }
 }
 
 /// Whether a kernel serves: it runs, with the bits of the portable ones.
-pub(super) fn serves(cuda: &Cuda, family: Family, tile: &Tile) -> Result<bool> {
-    cuda.hopper.serves(cuda, kernel(family, tile), || miss(cuda, family, tile))
+pub(super) fn serves(cuda: &Cuda, family: Family, tile: &Tile, cluster: Cluster) -> Result<bool> {
+    cuda.hopper.serves(cuda, kernel(family, tile, cluster), || miss(cuda, family, tile, cluster))
 }
 
 /// What to say of results that have not the bits of the portable kernels'.
@@ -248,7 +329,7 @@ pub(super) fn difference(expected: &[f32], found: &[f32]) -> Option<String> {
 
 /// How far off a kernel is on small products that reach every part of it: odd sizes, a low-rank term, each kind of
 /// weight.
-fn miss(cuda: &Cuda, family: Family, tile: &Tile) -> Result<Option<String>> {
+fn miss(cuda: &Cuda, family: Family, tile: &Tile, cluster: Cluster) -> Result<Option<String>> {
     let (layout, bits) = layout_and_bits(family);
     let formats: &[Option<&str>] = match bits {
         0 => &[None],
@@ -256,8 +337,8 @@ fn miss(cuda: &Cuda, family: Family, tile: &Tile) -> Result<Option<String>> {
         _ => &[Some("int8-block"), Some("fp8")],
     };
     for format in formats {
-        let [expected, found] = both(cuda, family, layout, tile, *format)?;
-        let miss = difference(&expected, &found);
+        let (expected, found) = results(cuda, family, layout, (tile, cluster), *format)?;
+        let miss = found.iter().find_map(|found| difference(&expected, found));
         if miss.is_some() {
             return Ok(miss);
         }
@@ -265,19 +346,24 @@ fn miss(cuda: &Cuda, family: Family, tile: &Tile) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The results of the portable kernel and of the other one.
-fn both(
+/// The results of the portable kernel and of the other one, that of squares with and without cut ones.
+fn results(
     cuda: &Cuda,
     family: Family,
     layout: Layout,
-    tile: &Tile,
+    (tile, cluster): (&Tile, Cluster),
     format: Option<&str>,
-) -> Result<[Vec<f32>; 2]> {
+) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
     let backend: &dyn Kernels = cuda;
-    // Part of a tile of rows; two tiles or pairs of columns, the last partly or wholly outside; more tiles of the contraction
-    // than stages, which a block with a quarter of them reaches later.
-    let (m, rank) = (tile.rows - if layout == Layout::Tn { 8 } else { 3 }, 24);
-    let (n, k) = if tile.by == (By::Wgmma { split: true }) { (160, 2016) } else { (288, 352) };
+    // A cluster's tiles of rows, the last partly outside; two tiles or pairs of columns, the last partly or wholly outside; more
+    // tiles of the contraction than stages, which a block with a quarter of them reaches later.
+    let rows = cluster.tiles()[0] * tile.rows;
+    let (m, rank) = (rows - if layout == Layout::Tn { 8 } else { 3 }, 24);
+    let (n, k) = match cluster {
+        Cluster::Pair => (288, 352),
+        Cluster::Square => (288, 1760),
+        Cluster::Split => (160, 2016),
+    };
     let mut random = Philox::new(PhiloxKey::new(0, Stream::Dummy, 0));
     let mut floats = |rows: usize, columns: usize| -> Result<Tensor> {
         let values: Vec<f32> = (0..rows * columns).map(|_| random.normal()).collect();
@@ -306,16 +392,20 @@ fn both(
         GemmTerm { a: a(&h), b: Matrix::Dense { tensor: &up, transposed: b_transposed } },
     ];
     let gemm = Gemm { scale: 0.5, bias: Some(&bias), accumulate: true, ..Gemm::new(&terms) };
-    let run = |hopper: bool| -> Result<Vec<f32>> {
+    let run = |launch: &dyn Fn(&[Product<'_>]) -> Result<()>| -> Result<Vec<f32>> {
         let mut out = backend.zeros(&[m, n], DType::F32)?;
         backend.cast(&mut out, &init)?;
-        let products = Product::all_of(&mut out, &gemm)?;
-        if hopper {
-            launch(cuda, family, tile, &products, 1)?; // one cluster goes from tile to tile
-        } else {
-            gemm::launch(cuda, family, &MIDDLE, &products)?;
-        }
+        launch(&Product::all_of(&mut out, &gemm)?)?;
         backend.to_f32(&out)
     };
-    Ok([run(false)?, run(true)?])
+    // One cluster goes from tile to tile; one of four goes from the first square to a tile of the second, which is cut.
+    let (through, cut) = (Some(Turns { clusters: 1, cut: 0 }), Some(Turns { clusters: 4, cut: 1 }));
+    let trials: &[Option<Turns>] = match cluster {
+        Cluster::Pair => &[through],
+        Cluster::Square => &[through, cut],
+        Cluster::Split => &[None],
+    };
+    let found =
+        trials.iter().map(|turns| run(&|products| launch(cuda, family, tile, cluster, products, *turns)));
+    Ok((run(&|products| gemm::launch(cuda, family, &MIDDLE, products))?, found.collect::<Result<_>>()?))
 }

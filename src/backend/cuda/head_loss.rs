@@ -23,8 +23,8 @@ const ALIGNMENT: usize = 256;
 /// Threads of a block, which has a row.
 const THREADS: usize = 256;
 
-/// Rows at a time are a multiple of this, which divides the rows of the largest tiles of products.
-const ROW_STEP: usize = 64;
+/// Rows at a time are a multiple of this, which divides the rows of the clusters of products of many rows.
+const ROW_STEP: usize = 32;
 
 /// Elements of a row's [`cross_entropy_stats`].
 const STATS: usize = size_of::<cross_entropy_stats>() / 4;
@@ -43,7 +43,7 @@ fn rows_at_once(cuda: &Cuda, bytes: usize, [columns, hidden]: [usize; 2]) -> usi
         let logits = gemm::least_cycles(cuda, rows, columns, hidden);
         (logits + gemm::least_cycles(cuda, rows, hidden, columns)) as f64 / rows as f64
     };
-    let sizes = (1..=most / ROW_STEP).rev().map(|n| n * ROW_STEP).filter(|rows| 2 * rows > most);
+    let sizes = (1..=most / ROW_STEP).rev().map(|n| n * ROW_STEP).filter(|rows| 3 * rows > 2 * most);
     sizes.min_by(|a, b| cycles_of_a_row(*a).total_cmp(&cycles_of_a_row(*b))).unwrap_or(most.max(1))
 }
 

@@ -253,6 +253,10 @@ impl Executor for Profile {
         self.inner.tensor_map(matrix)
     }
 
+    fn clusters_at_once(&self, launch: &Launch<'_>) -> Result<usize> {
+        self.inner.clusters_at_once(launch)
+    }
+
     unsafe fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()> {
         // SAFETY: the caller's promise.
         self.count(stream, LaunchShape::of(launch), || unsafe { self.inner.launch(stream, launch) })
