@@ -19,6 +19,9 @@ const COLUMN_THREADS: usize = 64;
 const LONG_THREADS: usize = 128;
 const SHORT: usize = 256;
 
+/// Bytes of shared memory before the dynamic, which begins at a multiple of 1024.
+const STATIC_SHARED: usize = 1024;
+
 fn kernel(layer_norm: bool, part: &str, dtype: DType) -> String {
     format!("{}_norm{part}_{dtype}", if layer_norm { "layer" } else { "rms" })
 }
@@ -30,7 +33,7 @@ fn shared_bytes(cols: usize, copies: usize) -> usize {
 
 /// Whether a row has a block, which has so many copies of it in shared memory.
 pub(super) fn is_long(cuda: &Cuda, cols: usize, copies: usize) -> bool {
-    cols > SHORT && shared_bytes(cols, copies) + 64 <= cuda.executor.properties().shared_memory
+    cols > SHORT && shared_bytes(cols, copies) + STATIC_SHARED <= cuda.executor.properties().shared_memory
 }
 
 /// Starts the kernel for short or for long rows, of which a block has `copies` in shared memory.
