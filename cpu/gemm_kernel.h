@@ -166,13 +166,6 @@ INLINE void pack_columns(uint32_t *dst, size_t width, const void *src, size_t ld
 #define KC 256
 
 #if defined(LOWRANK_AVX512BF16)
-// The first eight lanes, or the last, each twice side by side: the layout in which pairs are decoded.
-INLINE vi each_twice(vi x, const int last) {
-    const vi first = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    return _mm512_permutexvar_epi32(last ? _mm512_add_epi32(first, vi_set1(8)) : first, x);
-}
-INLINE vf floats_twice(vf x, const int last) { return vi_as_vf(each_twice(vf_as_vi(x), last)); }
-
 INLINE int all_normal(vf x) {
     vf magnitude = vf_abs(x);
     return vf_lt(magnitude, vf_set1(NORMAL_SCALE)) == _mm512_cmp_ps_mask(magnitude, vf_zero(), _CMP_EQ_OQ);
@@ -241,10 +234,15 @@ INLINE int takes_fast_path(const struct quantized *q, size_t col0, size_t k0, si
 INLINE int pack_whole_panel(uint32_t *dst, const struct quantized *q, size_t col0, size_t count, size_t k0, size_t k,
                             int bf16) {
     if (!q->panels || !bf16 || count != PANEL_ROWS || k0 % PANEL_COLS != 0 || k % PANEL_COLS != 0) return 0;
+    switch (q->format) {
+    case CODES_INT8: pack_panel_8bit(dst, q, col0, k0, k, CODES_INT8); return 1;
+    case CODES_E4M3: pack_panel_8bit(dst, q, col0, k0, k, CODES_E4M3); return 1;
+    case CODES_E5M2: pack_panel_8bit(dst, q, col0, k0, k, CODES_E5M2); return 1;
+    }
     switch (panel_kind_of(q)) {
-    case PANEL_ZEROS: pack_panel(dst, q, col0, k0, k, PANEL_ZEROS); break;
-    case PANEL_MINIMUMS: pack_panel(dst, q, col0, k0, k, PANEL_MINIMUMS); break;
-    default: pack_panel(dst, q, col0, k0, k, PANEL_PLAIN);
+    case PANEL_ZEROS: pack_panel_4bit(dst, q, col0, k0, k, PANEL_ZEROS); break;
+    case PANEL_MINIMUMS: pack_panel_4bit(dst, q, col0, k0, k, PANEL_MINIMUMS); break;
+    default: pack_panel_4bit(dst, q, col0, k0, k, PANEL_PLAIN);
     }
     return 1;
 }
@@ -332,7 +330,7 @@ INLINE void prefetch_b_panel(const struct gemm_operand *b, size_t col0, size_t c
     size_t bits = q ? (q->format == CODES_4BIT || q->format == CODES_6BIT ? 4 : 8) : 8 * type_size(b->type), ld = q ? q->cols : b->ld;
     if (q && q->panels) { // they are one stream
         const uint8_t *p = q->codes + panel_byte(q, b->transposed ? col0 : k0, b->transposed ? k0 : col0);
-        size_t bytes = b->transposed ? count * k / 2 : 0;
+        size_t bytes = b->transposed ? count * k * bits / 8 : 0;
         for (size_t byte = bytes * part / parts; byte < bytes * (part + 1) / parts; byte += 64)
             __builtin_prefetch(p + byte, 0, 2);
         return;

@@ -199,8 +199,14 @@ INLINE size_t gemv_4bit(const int m, const int zeros, const struct quantized *q,
     return (done < k ? done : k) / 2;
 }
 
-// The same for a matrix laid out for it (panels.h).
-INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
+// What comes 4 KiB after these bytes of a stream.
+INLINE void ask_further(const uint8_t *from, const size_t bytes) {
+#pragma GCC unroll 8
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + 4096 + line, 0, 3);
+}
+
+// The same for a matrix in panels (panels.h).
+INLINE size_t gemv_panel_4bit(const int m, const enum panel_kind kind, const struct quantized *q, size_t row, const uint32_t *a, size_t k,
                          float *c, size_t ldc, int first) {
     const vf table = vf_load(q->levels);
     const uint8_t *from = q->codes + panel_byte(q, row, 0);
@@ -214,10 +220,9 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
         for (size_t col = 0; col < q->block_cols; col += PANEL_COLS) {
             vi codes[GROUPS][4], numbered[GROUPS][4];
 #pragma GCC unroll 2
-            for (size_t g = 0; g < GROUPS; g++, from += PANEL_BYTES) {
-#pragma GCC unroll 4
-                for (size_t line = 0; line < PANEL_BYTES; line += 64) __builtin_prefetch(from + 4096 + line, 0, 3);
-                load_panel(codes[g], from);
+            for (size_t g = 0; g < GROUPS; g++, from += 256) {
+                ask_further(from, 256);
+                load_panel_4bit(codes[g], from);
             }
 #pragma GCC unroll 4
             for (int s = 0; s < 4; s++, a += 4 * m)
@@ -230,6 +235,34 @@ INLINE size_t gemv_panel(const int m, const enum panel_kind kind, const struct q
                     for (int p = 0; p < 4; p++)
 #pragma GCC unroll 4
                         for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[p * m + i], pairs[p]);
+                }
+        }
+    }
+    store_accumulators(acc, m, c, ldc);
+    return k / 2;
+}
+
+// The same for codes of eight bits.
+INLINE size_t gemv_panel_8bit(const int m, const int32_t format, const struct quantized *q, size_t row,
+                              const uint32_t *a, size_t k, float *c, size_t ldc, int first) {
+    const uint8_t *from = q->codes + panel_byte(q, row, 0);
+    size_t block = panel_block(q, row, 0);
+    vf acc[GROUPS][GEMV_ROWS];
+    load_accumulators(acc, m, c, ldc, first);
+    for (size_t col = 0, end; col < k; block += PANEL_ROWS) {
+        vf scale[GROUPS][2];
+#pragma GCC unroll 2
+        for (size_t g = 0; g < GROUPS; g++) panel_scales(scale[g], q, block + g * LANES, format);
+        end = k - col < q->block_cols ? k : col + q->block_cols;
+        for (; col < end; col += PANEL_COLS, from += GROUPS * 512) {
+#pragma GCC unroll 2
+            for (size_t g = 0; g < GROUPS; g++) ask_further(from + g * 512, 512);
+            for (size_t u = 0; u < PANEL_COLS / 2; u++, a += m)
+#pragma GCC unroll 2
+                for (size_t g = 0; g < GROUPS; g++) {
+                    vi pair = panel_pair(from + g * 512 + 32 * u, scale[g], format);
+#pragma GCC unroll 4
+                    for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[i], pair);
                 }
         }
     }
@@ -296,6 +329,12 @@ INLINE size_t gemv_8bit(const int m, const int32_t format, const struct quantize
     return col / 2;
 }
 
+INLINE size_t gemv_bytes(const int m, const int32_t format, const struct quantized *q, size_t row, const uint32_t *a,
+                         size_t k, float *c, size_t ldc, int first) {
+    if (q->panels) return gemv_panel_8bit(m, format, q, row, a, k, c, ldc, first);
+    return gemv_8bit(m, format, q, row, a, k, c, ldc, first);
+}
+
 // The same for a matrix in bf16, of which 32 elements of each row are taken at a time.
 INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, const uint32_t *a, size_t k, float *c,
                         size_t ldc, int first) {
@@ -331,13 +370,13 @@ INLINE size_t gemv_bf16(const int m, const struct gemm_operand *b, size_t row, c
                            int first) {                                                                              \
         const struct quantized *q = b->quantized;                                                                    \
         if (!q) return gemv_bf16(m, b, row, a, k, c, ldc, first);                                                    \
-        if (q->format == CODES_INT8) return gemv_8bit(m, CODES_INT8, q, row, a, k, c, ldc, first);                   \
-        if (q->format == CODES_E4M3) return gemv_8bit(m, CODES_E4M3, q, row, a, k, c, ldc, first);                   \
-        if (q->format == CODES_E5M2) return gemv_8bit(m, CODES_E5M2, q, row, a, k, c, ldc, first);                   \
+        if (q->format == CODES_INT8) return gemv_bytes(m, CODES_INT8, q, row, a, k, c, ldc, first);                  \
+        if (q->format == CODES_E4M3) return gemv_bytes(m, CODES_E4M3, q, row, a, k, c, ldc, first);                  \
+        if (q->format == CODES_E5M2) return gemv_bytes(m, CODES_E5M2, q, row, a, k, c, ldc, first);                  \
         if (q->panels) switch (panel_kind_of(q)) {                                                                   \
-            case PANEL_ZEROS: return gemv_panel(m, PANEL_ZEROS, q, row, a, k, c, ldc, first);                        \
-            case PANEL_MINIMUMS: return gemv_panel(m, PANEL_MINIMUMS, q, row, a, k, c, ldc, first);                  \
-            default: return gemv_panel(m, PANEL_PLAIN, q, row, a, k, c, ldc, first);                                 \
+            case PANEL_ZEROS: return gemv_panel_4bit(m, PANEL_ZEROS, q, row, a, k, c, ldc, first);                        \
+            case PANEL_MINIMUMS: return gemv_panel_4bit(m, PANEL_MINIMUMS, q, row, a, k, c, ldc, first);                  \
+            default: return gemv_panel_4bit(m, PANEL_PLAIN, q, row, a, k, c, ldc, first);                                 \
             }                                                                                                        \
         return q->zeros ? gemv_4bit(m, 1, q, row, a, k, c, ldc, first) : gemv_4bit(m, 0, q, row, a, k, c, ldc, first); \
     }

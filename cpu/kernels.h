@@ -163,7 +163,7 @@ struct kernel_table {
     // element is not finite. Blocks of four-bit codes have an even number of elements.
     int32_t (*quantize)(const struct quantized *q, const struct quantizer *how, const void *x, int32_t type,
                         size_t first, size_t last);
-    // Lays panels [first, last) of a matrix of four-bit codes out as panels.h says. Returns 0 if products could not
+    // Lays panels [first, last) of a matrix of codes out as panels.h says. Returns 0 if products could not
     // take them: because of this instruction set, or since a scale is so small that elements may be denormal.
     int32_t (*lay_out_panels)(const struct quantized *to, const struct quantized *from, size_t first, size_t last);
     // Row `row` of q, rounded to out_type.

@@ -1,9 +1,14 @@
-// Matrices of four-bit codes laid out for products with few rows: in the order in which a product reads them.
+// Matrices of four-bit and eight-bit codes laid out for products with few rows: in the order in which a product reads them.
 //
-// Thirty-two rows are a panel, and 32 columns of it are 512 contiguous bytes; a panel's lie one after the other, so a
-// product is one stream. They are two halves of sixteen rows, each four registers of 32 words. Nibble panel_nibble(s) of
-// the word 8 g + 2 p + h in register d is the code of row 4 g + d and column 8 s + 2 p + 1 - h: of words beside each
-// other, the high one has the earlier column, as a unit of bf16. Constants lie [panel][block of a row][half][16 rows].
+// Thirty-two rows are a panel, and 32 columns of it are 512 or 1024 contiguous bytes; a panel's lie one after the other, so
+// a product is one stream. They are two halves of sixteen rows. Constants lie [panel][block of a row][half][16 rows]; where
+// several rows share a block, each has its copy.
+//
+// Four bits: a half is four registers of 32 words. Nibble panel_nibble(s) of the word 8 g + 2 p + h in register d is the
+// code of row 4 g + d and column 8 s + 2 p + 1 - h: of words beside each other, the high one has the earlier column, as a
+// unit of bf16.
+//
+// Eight bits: byte 32 u + 2 r + h of a half is the code of row r and column 2 u + 1 - h.
 #ifndef LOWRANK_PANELS_H
 #define LOWRANK_PANELS_H
 
@@ -12,26 +17,51 @@
 
 #define PANEL_ROWS 32
 #define PANEL_COLS 32
-// Bytes of a half's 32 columns.
-#define PANEL_BYTES 256
 
-// The codes of a row's 32 columns from `col` on begin here; those of d are 64 bytes apart.
+enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3, CODES_6BIT = 4 };
+
+// By what a small float is too small whose bits are those of its code, moved into place.
+#define E4M3_BIAS 0x1p120f
+#define E5M2_BIAS 0x1p112f
+// Scales of small floats in panels are below it, so that they can be multiplied by that.
+#define MOST_SMALL_FLOAT_SCALE 0x1p7f
+
+// Bytes of a half's 32 columns.
+INLINE size_t panel_bytes(const struct quantized *q) {
+    return LANES * PANEL_COLS / (q->format == CODES_4BIT ? 2 : 1);
+}
+
+// Where the codes of a row's half of a panel begin, those of the 32 columns that `col` is one of.
 INLINE size_t panel_byte(const struct quantized *q, size_t row, size_t col) {
     size_t part = row / PANEL_ROWS * (q->cols / PANEL_COLS) + col / PANEL_COLS;
-    return (2 * part + row / LANES % 2) * PANEL_BYTES + row % 4 * 64 + row % LANES / 4 * 16;
+    return (2 * part + row / LANES % 2) * panel_bytes(q);
 }
 
 // The nibble of a word that has columns 8 s to 8 s + 7.
 INLINE size_t panel_nibble(size_t s) { return s % 2 * 2 + s / 2; }
 
+// Where a row's 32 columns of four-bit codes begin.
+INLINE size_t panel_word(const struct quantized *q, size_t row, size_t col) {
+    return panel_byte(q, row, col) + row % 4 * 64 + row % LANES / 4 * 16;
+}
+
+// The byte in which an element's code is.
+INLINE size_t panel_code_byte(const struct quantized *q, size_t row, size_t col) {
+    size_t c = col % PANEL_COLS, earlier = 1 - c % 2;
+    if (q->format != CODES_4BIT) return panel_byte(q, row, col) + c / 2 * 32 + row % LANES * 2 + earlier;
+    return panel_word(q, row, col) + c / 2 % 4 * 4 + earlier * 2 + panel_nibble(c / 8) / 2;
+}
+
 INLINE uint8_t panel_code(const struct quantized *q, size_t row, size_t col) {
-    size_t c = col % PANEL_COLS, nibble = panel_nibble(c / 8), byte = c / 2 % 4 * 4 + (1 - c % 2) * 2 + nibble / 2;
-    return q->codes[panel_byte(q, row, col) + byte] >> nibble % 2 * 4 & 15;
+    uint8_t byte = q->codes[panel_code_byte(q, row, col)];
+    if (q->format != CODES_4BIT) return byte;
+    return byte >> panel_nibble(col % PANEL_COLS / 8) % 2 * 4 & 15;
 }
 
 // The place of an element's constants.
 INLINE size_t panel_block(const struct quantized *q, size_t row, size_t col) {
-    size_t part = row / PANEL_ROWS * (q->cols / q->block_cols) + col / q->block_cols;
+    size_t blocks = (q->cols + q->block_cols - 1) / q->block_cols;
+    size_t part = row / PANEL_ROWS * blocks + col / q->block_cols;
     return (2 * part + row / LANES % 2) * LANES + row % LANES;
 }
 
@@ -100,13 +130,57 @@ INLINE void panel_units(vi out[4], const vi codes[4], const struct panel_levels 
     out[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
-INLINE void load_panel(vi codes[4], const uint8_t *from) {
+INLINE void load_panel_4bit(vi codes[4], const uint8_t *from) {
 #pragma GCC unroll 4
     for (size_t d = 0; d < 4; d++) codes[d] = vi_load(from + 64 * d);
 }
 
+// Sixteen rows' scales in a block as panel_pair takes them. Small floats' exponents have their bias in it.
+INLINE void panel_scales(vf scale[2], const struct quantized *q, size_t block, const int32_t format) {
+    float bias = format == CODES_INT8 ? 1.0f : format == CODES_E4M3 ? E4M3_BIAS : E5M2_BIAS;
+    vf x = vf_mul(vf_load(q->scales + block), vf_set1(bias));
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) scale[h] = floats_twice(x, h);
+}
+
+// The unit of sixteen rows that 32 bytes of codes are.
+INLINE vi panel_pair(const uint8_t *codes, const vf scale[2], const int32_t format) {
+    vf x[2];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+        vi code = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(codes + 16 * h)));
+        if (format == CODES_INT8) {
+            x[h] = vi_to_vf(code);
+        } else {
+            // Sign, exponent and fraction in their places.
+            int fraction = format == CODES_E4M3 ? 3 : 2;
+            x[h] = vi_as_vf(vi_and(vi_sll(code, 23 - fraction), vi_set1((int32_t)(0x80000000u | 0x7fu << (23 - fraction)))));
+        }
+        x[h] = vf_mul(x[h], scale[h]);
+    }
+    return (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
+}
+
+// The panel from row `row` on, columns [col, col + k), as units of bf16 [k / 2][32]; all are multiples of 32.
+INLINE void pack_panel_8bit(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k,
+                            const int32_t format) {
+    for (size_t half = 0; half < 2; half++, row += LANES) {
+        uint32_t *to = dst + half * LANES;
+        for (size_t c = col, end; c < col + k;) {
+            vf scale[2];
+            panel_scales(scale, q, panel_block(q, row, c), format);
+            end = c / q->block_cols * q->block_cols + q->block_cols;
+            for (; c < end && c < col + k; c += PANEL_COLS) {
+                const uint8_t *codes = q->codes + panel_byte(q, row, c);
+                for (size_t u = 0; u < PANEL_COLS / 2; u++, to += PANEL_ROWS)
+                    vi_store(to, panel_pair(codes + 32 * u, scale, format));
+            }
+        }
+    }
+}
+
 // The panel from row `row` on, columns [col, col + k), as units of bf16 [k / 2][32]; both are multiples of 32.
-INLINE void pack_panel(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k,
+INLINE void pack_panel_4bit(uint32_t *dst, const struct quantized *q, size_t row, size_t col, size_t k,
                        const enum panel_kind kind) {
     const vf table = vf_load(q->levels);
     for (size_t half = 0; half < 2; half++, dst += LANES, row += LANES) {
@@ -115,7 +189,7 @@ INLINE void pack_panel(uint32_t *dst, const struct quantized *q, size_t row, siz
             if (c == 0 || (col + c) % q->block_cols == 0)
                 scale_levels(&levels, q, panel_block(q, row, col + c), table, kind);
             vi codes[4], numbered[4], out[4];
-            load_panel(codes, q->codes + panel_byte(q, row, col + c));
+            load_panel_4bit(codes, q->codes + panel_byte(q, row, col + c));
 #pragma GCC unroll 4
             for (int s = 0; s < 4; s++) {
                 if (s % 2 == 0) number_rows(numbered, codes, s / 2);

@@ -136,39 +136,54 @@ static void dequantize_row(const struct quantized *q, size_t row, void *out, int
 #define TAKES_PANELS 0
 #endif
 
-static int lay_out_panel(const struct quantized *to, const struct quantized *from, size_t panel) {
-    for (size_t row = panel * PANEL_ROWS; row < (panel + 1) * PANEL_ROWS; row++) {
-        for (size_t col = 0; col < from->cols; col += from->block_cols) {
-            size_t run, block = block_of(from, row, col, &run), at = panel_block(from, row, col);
-            float scale = scale_of(from, block);
-            if (scale != 0.0f && fabsf(scale) < NORMAL_SCALE) return 0;
-            to->scales[at] = scale;
-            if (from->zeros) to->zeros[at] = from->zeros[block];
-            if (has_minimums(from)) {
-                float minimum = zero_of(from, block);
-                if (minimum != 0.0f && fabsf(minimum) < NORMAL_SCALE) return 0;
-                to->minimums[at] = minimum;
-            }
-        }
-        for (size_t col = 0; col < from->cols; col += PANEL_COLS) {
-            const uint8_t *codes = from->codes + (row * from->cols + col) / 2;
-            for (size_t p = 0; p < 4; p++) {
-                uint32_t words = 0;
-                for (size_t s = 0; s < 4; s++) {
-                    uint8_t pair = codes[4 * s + p];
-                    size_t bit = 4 * panel_nibble(s);
-                    words |= (uint32_t)(pair >> 4) << (16 + bit) | (uint32_t)(pair & 15) << bit;
-                }
-                memcpy(to->codes + panel_byte(from, row, col) + 4 * p, &words, sizeof words);
-            }
+// Whether products with a scale may be computed in panels.
+static int suits_panels(const struct quantized *q, float scale) {
+    int small_float = q->format == CODES_E4M3 || q->format == CODES_E5M2;
+    if (small_float && fabsf(scale) >= MOST_SMALL_FLOAT_SCALE) return 0;
+    return scale == 0.0f || fabsf(scale) >= NORMAL_SCALE;
+}
+
+static int lay_out_constants(const struct quantized *to, const struct quantized *from, size_t row) {
+    for (size_t col = 0; col < from->cols; col += from->block_cols) {
+        size_t run, block = block_of(from, row, col, &run), at = panel_block(from, row, col);
+        to->scales[at] = scale_of(from, block);
+        if (!suits_panels(from, to->scales[at])) return 0;
+        if (from->zeros) to->zeros[at] = from->zeros[block];
+        if (has_minimums(from)) {
+            to->minimums[at] = zero_of(from, block);
+            if (to->minimums[at] != 0.0f && fabsf(to->minimums[at]) < NORMAL_SCALE) return 0;
         }
     }
     return 1;
 }
 
+static void lay_out_codes(const struct quantized *to, const struct quantized *from, size_t row) {
+    if (from->format != CODES_4BIT) {
+        const uint8_t *codes = from->codes + row * from->cols;
+        for (size_t col = 0; col < from->cols; col++) to->codes[panel_code_byte(from, row, col)] = codes[col];
+        return;
+    }
+    for (size_t col = 0; col < from->cols; col += PANEL_COLS) {
+        const uint8_t *codes = from->codes + (row * from->cols + col) / 2;
+        uint8_t *words = to->codes + panel_word(from, row, col);
+        for (size_t p = 0; p < 4; p++) {
+            uint32_t two = 0;
+            for (size_t s = 0; s < 4; s++) {
+                uint8_t pair = codes[4 * s + p];
+                size_t bit = 4 * panel_nibble(s);
+                two |= (uint32_t)(pair >> 4) << (16 + bit) | (uint32_t)(pair & 15) << bit;
+            }
+            memcpy(words + 4 * p, &two, sizeof two);
+        }
+    }
+}
+
 static int32_t lay_out_panels(const struct quantized *to, const struct quantized *from, size_t first, size_t last) {
-    for (size_t panel = first; panel < last; panel++)
-        if (!TAKES_PANELS || !lay_out_panel(to, from, panel)) return 0;
+    if (!TAKES_PANELS) return 0;
+    for (size_t row = first * PANEL_ROWS; row < last * PANEL_ROWS; row++) {
+        if (!lay_out_constants(to, from, row)) return 0;
+        lay_out_codes(to, from, row);
+    }
     return 1;
 }
 

@@ -10,8 +10,6 @@
 // Scales below it may give products that are not normal numbers, which hardware and software round apart.
 #define NORMAL_SCALE 0x1p-100f
 
-enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3, CODES_6BIT = 4 };
-
 // ---- lanes ----------------------------------------------------------------------------------------------
 
 #if defined(LOWRANK_AVX512)
@@ -78,12 +76,18 @@ INLINE vf small_float(vi code, int fraction, float bias) {
 // Levels of codes of eight bits; higher bits are anything.
 INLINE vf levels_of_bytes(int32_t format, vi code) {
     if (format == CODES_INT8) return vi_to_vf(vi_sra(vi_sll(code, 24), 24));
-    return format == CODES_E4M3 ? small_float(code, 3, 0x1p120f) : small_float(code, 2, 0x1p112f);
+    return format == CODES_E4M3 ? small_float(code, 3, E4M3_BIAS) : small_float(code, 2, E5M2_BIAS);
 }
 
 // The high two bits of six-bit codes follow the low four of all.
 INLINE const uint8_t *high_bits(const struct quantized *q, size_t element) {
     return q->codes + q->rows * q->cols / 2 + element / 4;
+}
+
+INLINE float level_of_byte(int32_t format, uint8_t code) {
+    float t[LANES];
+    vf_store(t, levels_of_bytes(format, vi_set1(code)));
+    return t[0];
 }
 
 INLINE float level_of(const struct quantized *q, size_t element) {
@@ -93,9 +97,7 @@ INLINE float level_of(const struct quantized *q, size_t element) {
         if (q->format == CODES_4BIT) return q->levels[code];
         return (float)((code | (*high_bits(q, element) >> (2 * (element % 4)) & 3) << 4) - 32);
     }
-    float t[LANES];
-    vf_store(t, levels_of_bytes(q->format, vi_set1(q->codes[element])));
-    return t[0];
+    return level_of_byte(q->format, q->codes[element]);
 }
 
 // Sixteen codes are read at once from elements that are multiples of this.
@@ -157,7 +159,8 @@ INLINE void decode_row(const struct quantized *q, size_t row, size_t col, size_t
     if (q->panels) {
         for (size_t i = 0; i < n; i++) {
             size_t block = panel_block(q, row, col + i);
-            float level = q->levels[panel_code(q, row, col + i)], zero = zero_of(q, block);
+            uint8_t code = panel_code(q, row, col + i);
+            float level = q->format == CODES_4BIT ? q->levels[code] : level_of_byte(q->format, code), zero = zero_of(q, block);
             out[i] = has_minimums(q) ? level * q->scales[block] + zero : (level - zero) * q->scales[block];
         }
         return;

@@ -107,6 +107,12 @@ INLINE float vf_sum(vf a) {
     __m128 z = _mm_add_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_add_ss(z, _mm_shuffle_ps(z, z, 1)));
 }
+// The first eight lanes, or the last, each twice side by side: the layout in which pairs of bf16 are decoded.
+INLINE vi each_twice(vi x, const int last) {
+    const vi first = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return _mm512_permutexvar_epi32(last ? _mm512_add_epi32(first, vi_set1(8)) : first, x);
+}
+INLINE vf floats_twice(vf x, const int last) { return vi_as_vf(each_twice(vf_as_vi(x), last)); }
 
 #elif defined(LOWRANK_AVX2)
 #include <immintrin.h>

@@ -90,10 +90,21 @@ const LAID_OUT_TOGETHER: usize = 16 << 20;
 
 /// Whether the matrix's format and shape allow panels.
 fn has_panels(x: &Quantized) -> bool {
-    let ([rows, cols], geometry) = (*x.shape(), x.geometry());
+    let ([rows, cols], geometry, format) = (*x.shape(), x.geometry(), x.config().format);
     let whole = rows.is_multiple_of(PANEL) && cols.is_multiple_of(PANEL) && rows * cols > 0;
-    let blocks = geometry.block_rows == 0 && cols.is_multiple_of(geometry.block_cols);
-    x.config().format.bits() == 4 && x.layout() == Layout::Rows && whole && blocks
+    let flat = geometry.block_rows == 0 && cols.is_multiple_of(geometry.block_cols);
+    let blocks = match format.bits() {
+        4 => flat,
+        8 => (flat || geometry.block_rows > 0) && geometry.block_cols.is_multiple_of(PANEL),
+        _ => false,
+    };
+    x.layout() == Layout::Rows && whole && blocks
+}
+
+/// Constants of each kind that the matrix has in panels: rows that share a block have a copy each.
+fn constants_in_panels(x: &Quantized) -> usize {
+    let [rows, cols] = *x.shape();
+    rows * cols.div_ceil(x.geometry().block_cols)
 }
 
 impl Cpu {
@@ -105,14 +116,14 @@ impl Cpu {
             let (mut count, mut bytes, mut blocks) = (0, 0, 0);
             while count < rest.len() && bytes < LAID_OUT_TOGETHER {
                 bytes += rest[count].codes().elements();
-                blocks += rest[count].geometry().count;
+                blocks += constants_in_panels(rest[count]);
                 count += 1;
             }
             let (group, others) = rest.split_at_mut(count);
             let (codes, scales) = (self.empty(&[bytes], DType::U8)?, self.empty(&[blocks], DType::F32)?);
             let (mut byte, mut block) = (0, 0);
             for x in group {
-                let (bytes, blocks) = (x.codes().elements(), x.geometry().count);
+                let (bytes, blocks) = (x.codes().elements(), constants_in_panels(x));
                 let to = (codes.slice(byte..byte + bytes)?, scales.slice(block..block + blocks)?);
                 if let Some(laid_out) = self.lay_out(x, to)? {
                     ***x = laid_out;
@@ -128,7 +139,8 @@ impl Cpu {
     fn lay_out(&self, x: &Quantized, (mut codes, mut scales): (Tensor, Tensor)) -> Result<Option<Quantized>> {
         let ([rows, cols], geometry) = (*x.shape(), x.geometry());
         let mut zeros = x.zeros().map(|z| self.empty(z.shape(), DType::U8)).transpose()?;
-        let mut minimums = x.minimums().map(|_| self.empty(&[geometry.count], DType::F32)).transpose()?;
+        let mut minimums =
+            x.minimums().map(|_| self.empty(&[constants_in_panels(x)], DType::F32)).transpose()?;
         let from = view(x);
         let mut to = layout(&x.config(), *x.shape(), geometry);
         to.codes = codes.host_mut()?;
