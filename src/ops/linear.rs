@@ -221,6 +221,9 @@ impl Tape<'_> {
 
     /// The low-rank parts of each layer.
     fn low_rank(&self, x: &Var, layers: &[&Linear]) -> Result<Vec<Vec<LowRank>>> {
+        if layers.iter().all(|layer| layer.adapter.is_none()) {
+            return Ok(vec![Vec::new(); layers.len()]);
+        }
         let (mut all, mut operands) = (Vec::with_capacity(layers.len()), Vec::new());
         for layer in layers {
             let mut parts = Vec::new();

@@ -7,7 +7,6 @@ use crate::backend::{Gemm, Kernels, Matrix, check};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// Row tiles per job, so that a job's accumulators stay in the second-level cache.
@@ -29,12 +28,6 @@ const SMALL_WORK: usize = 1 << 20;
 /// transpose: the long operand is then packed panel by panel in cache instead of ahead, in memory.
 const SKINNY: usize = 128;
 
-/// A right operand in a form that the arithmetic takes.
-enum Right<'a> {
-    Dense(Cow<'a, Tensor>),
-    Quantized(Box<quantized>),
-}
-
 fn dense_operand(tensor: &Tensor, transposed: bool) -> gemm_operand {
     gemm_operand {
         data: tensor.host_bytes().cast(),
@@ -45,16 +38,13 @@ fn dense_operand(tensor: &Tensor, transposed: bool) -> gemm_operand {
     }
 }
 
-fn right_operand(right: &Right<'_>, transposed: bool) -> gemm_operand {
-    match right {
-        Right::Dense(tensor) => dense_operand(tensor, transposed),
-        Right::Quantized(matrix) => gemm_operand {
-            data: std::ptr::null(),
-            quantized: &raw const **matrix,
-            ld: matrix.cols,
-            type_: 0,
-            transposed: i32::from(transposed),
-        },
+fn quantized_operand(view: &quantized, transposed: bool) -> gemm_operand {
+    gemm_operand {
+        data: std::ptr::null(),
+        quantized: view,
+        ld: view.cols,
+        type_: 0,
+        transposed: i32::from(transposed),
     }
 }
 
@@ -68,13 +58,19 @@ fn is_quantized(matrix: &Matrix<'_>) -> bool {
     matches!(matrix, Matrix::Quantized { .. })
 }
 
-/// A product that is ready to run: its operands packed, and what points to them.
+/// Products that are ready to run, and what they point to, which has its place from the start.
 struct Prepared<'a> {
+    products: Vec<Product>,
+    terms: Vec<gemm_term>,
+    views: Vec<quantized>,
+    casts: Vec<Tensor>,
+    packed: Vec<Packed<'a>>,
+}
+
+/// A product that is ready to run.
+struct Product {
     args: gemm_args,
     work: usize, // multiplications
-    _terms: Vec<gemm_term>,
-    _rights: Vec<Right<'a>>,
-    packed: Vec<Packed<'a>>,
 }
 
 /// A packed left operand.
@@ -99,73 +95,80 @@ impl PackedOf<'_> {
     }
 }
 
-impl Prepared<'_> {
+impl Product {
     /// Whether the kernels for few rows take it.
     fn has_few_rows(&self) -> bool {
         self.args.m <= FEW_ROWS && self.args.bf16 != 0
     }
 }
 
+impl Prepared<'_> {
+    /// Room for products of so many terms in all.
+    fn with_capacity(products: usize, terms: usize) -> Self {
+        Prepared {
+            products: Vec::with_capacity(products),
+            terms: Vec::with_capacity(terms),
+            views: Vec::with_capacity(terms),
+            casts: Vec::with_capacity(terms),
+            packed: Vec::with_capacity(terms),
+        }
+    }
+}
+
 impl Cpu {
     pub(super) fn run_gemms(&self, products: &mut [(&mut Tensor, Gemm<'_>)]) -> Result<()> {
         products.iter().try_for_each(|(out, gemm)| check::gemm(out, gemm))?;
-        let mut prepared = Vec::with_capacity(products.len());
+        let terms = products.iter().map(|(_, gemm)| gemm.terms.len() + gemm.row_terms.len()).sum();
+        let mut prepared = Prepared::with_capacity(products.len(), terms);
         for (out, gemm) in products.iter_mut().filter(|(out, _)| out.elements() > 0) {
-            let product = self.prepare(out, gemm, prepared.last())?;
-            prepared.push(product);
+            self.prepare(out, gemm, &mut prepared)?;
         }
-        if prepared.iter().all(Prepared::has_few_rows) {
-            self.run_few_rows(&prepared);
-        } else if prepared.len() >= 4 * self.threads && prepared.iter().all(|p| p.work <= SMALL_WORK) {
-            self.run_small(&prepared);
+        let products = &prepared.products[..];
+        if products.iter().all(Product::has_few_rows) {
+            self.run_few_rows(products);
+        } else if products.len() >= 4 * self.threads && products.iter().all(|p| p.work <= SMALL_WORK) {
+            self.run_small(products);
         } else {
-            prepared.iter().for_each(|product| self.run_panels(&product.args, product.work));
+            products.iter().for_each(|product| self.run_panels(&product.args, product.work));
         }
         Ok(())
     }
 
-    /// Packs what the product before it, which runs at the same time, has not packed: those of one input are neighbours.
-    fn prepare<'a>(
-        &self,
-        out: &mut Tensor,
-        gemm: &Gemm<'a>,
-        before: Option<&Prepared<'_>>,
-    ) -> Result<Prepared<'a>> {
+    /// Packs what the product before it has not packed: those of one input are neighbours.
+    fn prepare<'a>(&self, out: &mut Tensor, gemm: &Gemm<'a>, to: &mut Prepared<'a>) -> Result<()> {
+        debug_assert!(to.terms.capacity() - to.terms.len() >= gemm.terms.len() + gemm.row_terms.len());
         let (rows, cols) = (out.rows(), out.cols());
-        let all: Vec<_> = gemm.terms_by_rows(rows).collect();
-        let bf16 = all.iter().all(|(_, t)| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
-        let can_flip = gemm.row_terms.is_empty() && !all.iter().any(|(_, t)| is_quantized(&t.b));
+        let all = || gemm.terms_by_rows(rows);
+        let bf16 = all().all(|(_, t)| t.a.dense().is_ok_and(|a| a.dtype() == DType::BF16));
+        let can_flip = gemm.row_terms.is_empty() && !all().any(|(_, t)| is_quantized(&t.b));
         let flip = cols <= SKINNY && 4 * cols <= rows && can_flip;
         let (m, n) = if flip { (cols, rows) } else { (rows, cols) };
-        // These keep what `terms` points to.
-        let (mut packed, mut rights) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
-        let mut terms = Vec::with_capacity(all.len());
+        let (first, before) = (to.terms.len(), to.products.last().map_or(0, |product| product.args.n_terms));
         let mut work = 0;
-        for (range, term) in all {
+        for (range, term) in all() {
             let k = term.a.shape().1;
-            let right = self.in_type(&term.b, bf16)?;
             let (left, transposed) = (term.a.dense()?, is_transposed(&term.a));
             let a = dense_operand(left, transposed != flip);
-            let b = right_operand(&right, is_transposed(&term.b) != flip);
+            let b = self.right_operand(&term.b, bf16, flip, to)?;
             let (a, b) = if flip { (b, a) } else { (a, b) };
             let range = if flip { 0..m } else { range };
             let of = (!flip).then(|| PackedOf { matrix: left, transposed, m, rows: range.clone(), bf16 });
             let is_same = |packed: &&Packed<'_>| matches!((&of, &packed.of), (Some(of), Some(other)) if of.is_same(other));
-            let units = match before.and_then(|product| product.packed.iter().find(is_same)) {
+            let units = match to.packed[first - before..first].iter().find(is_same) {
                 Some(packed) => packed.units.clone(),
                 None => self.pack_a(&a, m, range.clone(), k, bf16)?,
             };
-            terms.push(gemm_term {
+            to.terms.push(gemm_term {
                 a: units.host_bytes().cast(),
                 b,
                 k,
                 first_row: range.start,
                 last_row: range.end,
             });
-            packed.push(Packed { of, units });
-            rights.push(right);
+            to.packed.push(Packed { of, units });
             work += range.len() * n * k;
         }
+        let terms = &to.terms[first..];
         let args = gemm_args {
             terms: terms.as_ptr(),
             n_terms: terms.len(),
@@ -181,21 +184,34 @@ impl Cpu {
             bias: gemm.bias.map_or(std::ptr::null(), |b| b.host_bytes().cast()),
             bias_type: gemm.bias.map_or(0, |b| type_code(b.dtype())),
         };
-        Ok(Prepared { args, work, _terms: terms, _rights: rights, packed })
+        to.products.push(Product { args, work });
+        Ok(())
     }
 
-    /// The operand in a type that the arithmetic takes.
-    fn in_type<'a>(&self, matrix: &Matrix<'a>, bf16: bool) -> Result<Right<'a>> {
+    /// A right operand in a type that the arithmetic takes; `to` keeps what it points to.
+    fn right_operand(
+        &self,
+        matrix: &Matrix<'_>,
+        bf16: bool,
+        flip: bool,
+        to: &mut Prepared<'_>,
+    ) -> Result<gemm_operand> {
+        let transposed = is_transposed(matrix) != flip;
         let tensor = match *matrix {
             Matrix::Dense { tensor, .. } => tensor,
-            Matrix::Quantized { matrix, .. } => return Ok(Right::Quantized(Box::new(view(matrix)))),
+            Matrix::Quantized { matrix, .. } => {
+                to.views.push(view(matrix));
+                return Ok(quantized_operand(&to.views[to.views.len() - 1], transposed));
+            }
         };
         if !bf16 || tensor.dtype() == DType::BF16 {
-            return Ok(Right::Dense(Cow::Borrowed(tensor)));
+            return Ok(dense_operand(tensor, transposed));
         }
         let mut out = self.empty(tensor.shape(), DType::BF16)?;
         self.cast(&mut out, tensor)?;
-        Ok(Right::Dense(Cow::Owned(out)))
+        let operand = dense_operand(&out, transposed);
+        to.casts.push(out);
+        Ok(operand)
     }
 
     fn tile_rows(&self, m: usize) -> usize {
@@ -268,7 +284,7 @@ impl Cpu {
     }
 
     /// Many small products, a job for each.
-    fn run_small(&self, products: &[Prepared<'_>]) {
+    fn run_small(&self, products: &[Product]) {
         let width = self.table.gemm_nr;
         let all: Vec<_> = products
             .iter()
@@ -289,7 +305,7 @@ impl Cpu {
     }
 
     /// Products of few rows, all at once: each thread takes its share of every one's panels.
-    fn run_few_rows(&self, products: &[Prepared<'_>]) {
+    fn run_few_rows(&self, products: &[Product]) {
         let (width, threads) = (self.table.gemm_nr, self.threads);
         // By product: its arguments, tiles, panels, panels of a job, and jobs of a thread.
         let parts: Vec<_> = products
