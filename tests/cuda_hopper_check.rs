@@ -16,18 +16,35 @@ use lowrank::{DType, Tensor};
 use std::process::Command;
 use std::sync::Arc;
 
-/// Executors over the project's kernels with a piece of `gemm_hopper.cu` exchanged.
-fn mutant(piece: &str, other: &str, order: ThreadOrder) -> Arc<Recorder> {
-    mutant_of("gemm_hopper.cu", piece, other, order)
+/// Executors over the project's kernels with a piece of `gemm_hopper.cu` exchanged, of which only the kernels are compiled that
+/// such products may ask for.
+fn mutant(piece: &str, other: &str, kind: Kind, order: ThreadOrder) -> Arc<Recorder> {
+    mutant_of("gemm_hopper.cu", piece, other, order, |text| {
+        let first = text.find("GEMMS_HOPPER(gemm_hopper_, PAIR, 128)").expect("the first kernels");
+        text.truncate(first);
+        text.push_str(&kind.kernels());
+    })
 }
 
-/// The same of any of the kernels' files.
-fn mutant_of(file: &str, piece: &str, other: &str, order: ThreadOrder) -> Arc<Recorder> {
+fn faultless() -> Arc<Recorder> {
+    mutant("", "", Kind::Pair, ThreadOrder::Forward)
+}
+
+/// The same of any of the kernels' files, of which `shorten` leaves what is needed.
+fn mutant_of(
+    file: &str,
+    piece: &str,
+    other: &str,
+    order: ThreadOrder,
+    shorten: impl FnOnce(&mut String),
+) -> Arc<Recorder> {
     let mut kernels = project_kernels();
     if !piece.is_empty() {
         let text = std::fs::read_to_string(root().join("cuda").join(file)).unwrap();
         assert_eq!(text.matches(piece).count(), 1, "{piece:?}");
-        kernels.replacements.push((file.into(), text.replace(piece, other)));
+        let mut text = text.replace(piece, other);
+        shorten(&mut text);
+        kernels.replacements.push((file.into(), text));
     }
     let library = kernels.build().unwrap_or_else(|message| panic!("{message}"));
     Recorder::new(Arc::new(HostExecutor::open(&library, order).unwrap()), 90)
@@ -54,6 +71,27 @@ impl Kind {
     const ALL: [Kind; 6] =
         [Kind::Square, Kind::SquareNn, Kind::Pair, Kind::Codes, Kind::CodesNn, Kind::Split];
 
+    /// The lines of `gemm_hopper.cu` that make the kernels for such products.
+    fn kernels(self) -> String {
+        if !matches!(self, Kind::Codes | Kind::CodesNn) {
+            let pairs = "GEMMS_BF16(gemm_hopper_, PAIR, 128) GEMMS_BF16(gemm_hopper_, PAIR, 192)";
+            let squares = "GEMMS_SQUARE(128) GEMMS_SQUARE(192) GEMMS_SQUARE(208)";
+            return format!("{pairs}\n{squares}\nGEMMS_BF16(gemm_hopper_split_, SPLIT, 128)\n");
+        }
+        let kinds = [
+            ("gemm_hopper_", "PAIR", 128),
+            ("gemm_hopper_", "PAIR", 192),
+            ("gemm_hopper_split_", "SPLIT", 128),
+        ];
+        let one = |(name, shape, rows), (layout, k_major)| {
+            format!("GEMM_HOPPER({name}codes4_{rows}_{layout}, {shape}, {rows}, 4, true, {k_major})\n")
+        };
+        kinds
+            .into_iter()
+            .flat_map(|kind| [("nt", true), ("nn", false)].map(|layout| one(kind, layout)))
+            .collect()
+    }
+
     fn product(self, backend: &Backend) -> Vec<f32> {
         let (m, n, k) = match self {
             Kind::Split => (104, 96, 1600),
@@ -78,12 +116,12 @@ impl Kind {
 /// What a kernel with a fault did: whether it serves (not another one for Hopper, which the fault may spare), and the
 /// messages of the executor. The result is right.
 fn shown(piece: &str, other: &str, kind: Kind, order: ThreadOrder) -> (bool, Vec<String>) {
-    let recorder = mutant(piece, other, order);
+    let recorder = mutant(piece, other, kind, order);
     let found = kind.product(&Cuda::on(recorder.clone()).unwrap());
     let (kernels, last) = recorder.take();
     let first =
         kernels.iter().find(|kernel| kernel.contains("hopper")).expect("sizes are for Hopper's kernels");
-    let portable = kind.product(&Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap());
+    let portable = kind.product(&Cuda::portable(faultless()).unwrap());
     assert_eq!(different_bits(&found, &portable), 0, "{piece:?} {kind:?}");
     (last == *first, recorder.errors())
 }
@@ -91,7 +129,7 @@ fn shown(piece: &str, other: &str, kind: Kind, order: ThreadOrder) -> (bool, Vec
 #[test]
 fn faultless_kernels_serve_and_are_asked_once() {
     for kind in Kind::ALL {
-        let recorder = mutant("", "", ThreadOrder::Forward);
+        let recorder = faultless();
         let backend = Cuda::on(recorder.clone()).unwrap();
         let first = kind.product(&backend);
         let kernel = recorder.take().1;
@@ -249,7 +287,7 @@ fn clusters_fit_the_device() {
 fn what_the_program_says() {
     if let Ok(mode) = std::env::var("LOWRANK_TEST_CHILD") {
         let piece = if mode == "mutant" { "row + half * (K::ROWS / 2)" } else { "" };
-        let recorder = mutant(piece, "row", ThreadOrder::Forward);
+        let recorder = mutant(piece, "row", Kind::Pair, ThreadOrder::Forward);
         let backend = Cuda::on(recorder.clone()).unwrap();
         Kind::Pair.product(&backend);
         Kind::Pair.product(&backend);
@@ -318,10 +356,10 @@ fn attention(backend: &Backend, backward: bool) -> Vec<f32> {
 /// Plants faults (a piece of a kernel's source, another one) in a file; nothing in the first. The kernels must be refused, and
 /// results stay right.
 fn plant_in_attention(file: &str, backward: bool, faults: &[(&str, &str)]) {
-    let portable = Cuda::portable(mutant("", "", ThreadOrder::Forward)).unwrap();
+    let portable = Cuda::portable(faultless()).unwrap();
     let expected = attention(&portable, backward);
     for (piece, other) in [("", "")].iter().chain(faults) {
-        let recorder = mutant_of(file, piece, other, ThreadOrder::Forward);
+        let recorder = mutant_of(file, piece, other, ThreadOrder::Forward, |_| {});
         let found = attention(&Cuda::on(recorder.clone()).unwrap(), backward);
         assert_eq!(different_bits(&found, &expected), 0, "{piece:?}");
         let mut kernels = recorder.take().0;
