@@ -220,8 +220,8 @@ INLINE size_t gemv_panel_4bit(const int m, const enum panel_kind kind, const str
         for (size_t col = 0; col < q->block_cols; col += PANEL_COLS) {
             vi codes[GROUPS][4], numbered[GROUPS][4];
 #pragma GCC unroll 2
-            for (size_t g = 0; g < GROUPS; g++, from += 256) {
-                ask_further(from, 256);
+            for (size_t g = 0; g < GROUPS; g++, from += PANEL_4BIT) {
+                ask_further(from, PANEL_4BIT);
                 load_panel_4bit(codes[g], from);
             }
 #pragma GCC unroll 4
@@ -254,13 +254,13 @@ INLINE size_t gemv_panel_8bit(const int m, const int32_t format, const struct qu
 #pragma GCC unroll 2
         for (size_t g = 0; g < GROUPS; g++) panel_scales(scale[g], q, block + g * LANES, format);
         end = k - col < q->block_cols ? k : col + q->block_cols;
-        for (; col < end; col += PANEL_COLS, from += GROUPS * 512) {
+        for (; col < end; col += PANEL_COLS, from += GROUPS * PANEL_8BIT) {
 #pragma GCC unroll 2
-            for (size_t g = 0; g < GROUPS; g++) ask_further(from + g * 512, 512);
+            for (size_t g = 0; g < GROUPS; g++) ask_further(from + g * PANEL_8BIT, PANEL_8BIT);
             for (size_t u = 0; u < PANEL_COLS / 2; u++, a += m)
 #pragma GCC unroll 2
                 for (size_t g = 0; g < GROUPS; g++) {
-                    vi pair = panel_pair(from + g * 512 + 32 * u, scale[g], format);
+                    vi pair = panel_pair(from + g * PANEL_8BIT + 32 * u, scale[g], format);
 #pragma GCC unroll 4
                     for (int i = 0; i < m; i++) acc[g][i] = step_bf16(acc[g][i], a[i], pair);
                 }

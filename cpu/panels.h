@@ -27,9 +27,9 @@ enum { CODES_4BIT = 0, CODES_INT8 = 1, CODES_E4M3 = 2, CODES_E5M2 = 3, CODES_6BI
 #define MOST_SMALL_FLOAT_SCALE 0x1p7f
 
 // Bytes of a half's 32 columns.
-INLINE size_t panel_bytes(const struct quantized *q) {
-    return LANES * PANEL_COLS / (q->format == CODES_4BIT ? 2 : 1);
-}
+#define PANEL_4BIT 256
+#define PANEL_8BIT 512
+INLINE size_t panel_bytes(const struct quantized *q) { return q->format == CODES_4BIT ? PANEL_4BIT : PANEL_8BIT; }
 
 // Where the codes of a row's half of a panel begin, those of the 32 columns that `col` is one of.
 INLINE size_t panel_byte(const struct quantized *q, size_t row, size_t col) {

@@ -357,7 +357,8 @@ struct gemm_params {
 };
 
 // gemm_hopper_{bf16,codes4,codes8}_{128,192}_{nt,nn}, gemm_hopper_bf16_{128,192}_tn, and the same of gemm_hopper_split of 128 rows;
-// gemm_hopper_square_bf16_{128,192,208}_{nt,nn}, gemm_hopper_square_bf16_{128,192}_tn; first_block of a problem counts the tiles of clusters. tensor_maps: of each term, of what TMA copies of both operands.
+// gemm_hopper_square_bf16_{128,192,208}_{nt,nn}, gemm_hopper_square_bf16_{128,192}_tn; first_block of a problem counts the
+// tiles of clusters. tensor_maps: of each term, of what TMA copies of both operands.
 struct gemm_hopper_params {
     struct gemm_params gemm;
     uint32_t tiles;  // of clusters, each cut one of gemm_hopper_square counting as its four tiles

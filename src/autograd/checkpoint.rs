@@ -1,5 +1,6 @@
-//! Activation checkpointing by decoder layers: only the input of a few layers is kept (and the few columns of their low-rank
-//! parts' hidden values), and they are computed again in the backward pass. Random masks come from counters, so the second time has the same bits as the first.
+//! Activation checkpointing by decoder layers: only the input of a few layers is kept (and the few columns of their
+//! low-rank parts' hidden values), and they are computed again in the backward pass. Random masks come from counters, so
+//! the second time has the same bits as the first.
 
 use super::backward::Gradients;
 use super::tape::{Hidden, Op, Tape, ValueId, Var};

@@ -380,11 +380,9 @@ pub(crate) fn backward<'m>(
         let of_layer = layer.low_rank.iter().map(|part| part.begin(&backend, tape, layer));
         parts.push(of_layer.collect::<Result<Vec<_>>>()?);
     }
-    {
-        let mut all: Vec<&mut Part<'_>> = parts.iter_mut().flatten().collect();
-        up_products(&backend, &mut all)?;
-        parameter_gradients(&backend, &all)?;
-    }
+    let all: Vec<&Part<'_>> = parts.iter().flatten().collect();
+    up_products(&backend, &all)?;
+    parameter_gradients(&backend, &all)?;
     layers.iter().zip(&parts).try_for_each(|(layer, parts)| layer.end(g, parts))
 }
 
@@ -406,13 +404,13 @@ impl LowRank {
 }
 
 /// Computes each part's `u`.
-fn up_products(backend: &Backend, parts: &mut [&mut Part<'_>]) -> Result<()> {
+fn up_products(backend: &Backend, parts: &[&Part<'_>]) -> Result<()> {
     let terms: Vec<_> = parts
         .iter()
         .map(|part| [GemmTerm { a: Matrix::plain(&part.dy), b: Matrix::plain(&part.b) }])
         .collect();
     let mut results: Vec<_> = parts.iter().map(|part| part.u.clone()).collect();
-    let products = results.iter_mut().zip(&terms).zip(parts.iter());
+    let products = results.iter_mut().zip(&terms).zip(parts);
     let mut products: Vec<_> = products
         .map(|((u, terms), part)| (u, Gemm { scale: part.of.lora.scale, ..Gemm::new(terms) }))
         .collect();
@@ -420,7 +418,7 @@ fn up_products(backend: &Backend, parts: &mut [&mut Part<'_>]) -> Result<()> {
 }
 
 /// Adds the gradients of the parts' parameters, of which each part has its own.
-fn parameter_gradients(backend: &Backend, parts: &[&mut Part<'_>]) -> Result<()> {
+fn parameter_gradients(backend: &Backend, parts: &[&Part<'_>]) -> Result<()> {
     let mut products = Vec::with_capacity(2 * parts.len());
     for part in parts {
         let (params, lora) = (part.params, &part.of.lora);

@@ -447,16 +447,12 @@ impl Kernels for Cuda {
 
     fn add_rms_norm(
         &self,
-        [sum, y, rstd]: [&mut Tensor; 3],
-        [a, b]: [&Tensor; 2],
+        results: [&mut Tensor; 3],
+        terms: [&Tensor; 2],
         weight: &Tensor,
         eps: f32,
     ) -> Result<()> {
-        if !norm::is_long(self, a.cols(), 1) {
-            elementwise::add(self, sum, a, b)?;
-            return norm::norm(self, y, rstd, sum, None, weight, None, eps, false);
-        }
-        norm::norm(self, y, rstd, a, Some((b, sum)), weight, None, eps, false)
+        norm::add_rms_norm(self, results, terms, weight, eps)
     }
 
     fn rms_norm_backward(

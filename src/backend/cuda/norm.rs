@@ -1,7 +1,7 @@
 //! Launches of `cuda/norm.cu`.
 
 use super::bindings::*;
-use super::{Cuda, PACK, THREADS, read, type_code, written};
+use super::{Cuda, PACK, THREADS, elementwise, read, type_code, written};
 use crate::backend::Kernels;
 use crate::backend::check::{self, ensure_alike, ensure_f32};
 use crate::dtype::DType;
@@ -32,7 +32,7 @@ fn shared_bytes(cols: usize, copies: usize) -> usize {
 }
 
 /// Whether a row has a block, which has so many copies of it in shared memory.
-pub(super) fn is_long(cuda: &Cuda, cols: usize, copies: usize) -> bool {
+fn is_long(cuda: &Cuda, cols: usize, copies: usize) -> bool {
     cols > SHORT && shared_bytes(cols, copies) + STATIC_SHARED <= cuda.executor.properties().shared_memory
 }
 
@@ -100,6 +100,21 @@ pub(super) fn norm(
     };
     // SAFETY: the operands are as the structure says.
     unsafe { launch_rows(cuda, layer_norm, "", dtype, [rows, cols], 1, &params) }
+}
+
+/// A short row's sum has a launch of its own.
+pub(super) fn add_rms_norm(
+    cuda: &Cuda,
+    [sum, y, rstd]: [&mut Tensor; 3],
+    [a, b]: [&Tensor; 2],
+    weight: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    if !is_long(cuda, a.cols(), 1) {
+        elementwise::add(cuda, sum, a, b)?;
+        return norm(cuda, y, rstd, sum, None, weight, None, eps, false);
+    }
+    norm(cuda, y, rstd, a, Some((b, sum)), weight, None, eps, false)
 }
 
 pub(super) fn norm_backward(
